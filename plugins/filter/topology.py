@@ -1,0 +1,71 @@
+# Copyright: (c) 2026, llm.cluster contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Filters that turn an inventory into nodes, peers and the routing table. The logic is in module_utils/_topology."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ansible.errors import AnsibleFilterError
+from ansible_collections.llm.cluster.plugins.module_utils import _inventory_check, _topology
+
+HostVars = Mapping[str, Mapping[str, Any]]
+
+
+@lru_cache(maxsize=1)
+def cluster_defaults() -> dict[str, Any]:
+    """Return the defaults of role cluster: the one place where they are written."""
+    path = Path(__file__).parents[2] / "roles" / "cluster" / "defaults" / "main.yml"
+    defaults: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return defaults
+
+
+def host_address(host_vars: Mapping[str, Any]) -> str:
+    """Return a host's address inside the cluster: llm_address, else that of its default route.
+
+    ``llm_address`` itself may be defined by this filter, so only the facts are asked then.
+    """
+    address = _topology.address_of(host_vars)
+    if address is None:
+        name = host_vars.get("inventory_hostname", "the host")
+        raise AnsibleFilterError(f"No address is known for {name}: gather its facts first, or set llm_address for it.")
+    return address
+
+
+def node_peers(node: str, host_vars: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the peers of one node."""
+    return _topology.node_peers(node, host_vars, cluster_defaults())
+
+
+def cluster_peers(nodes: list[str], hostvars: HostVars) -> list[dict[str, Any]]:
+    """Return the peers of all nodes, in the inventory's order."""
+    return [peer for node in nodes for peer in node_peers(node, hostvars[node])]
+
+
+def inventory_problems(hostvars: HostVars, roles: Mapping[str, list[str]], cluster: Mapping[str, Any]) -> list[str]:
+    """Return what makes the inventory unusable, a sentence each."""
+    return _inventory_check.problems(hostvars, roles, {**cluster_defaults(), **cluster})
+
+
+def inventory_warnings(hostvars: HostVars, nodes: list[str]) -> list[str]:
+    """Return what works but will disappoint, a sentence each."""
+    return _inventory_check.warnings(hostvars, nodes)
+
+
+class FilterModule:
+    """Entry point for Ansible."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "cluster_peers": cluster_peers,
+            "host_address": host_address,
+            "inventory_problems": inventory_problems,
+            "inventory_warnings": inventory_warnings,
+            "node_peers": node_peers,
+            "routing_table": _topology.routing_table,
+        }

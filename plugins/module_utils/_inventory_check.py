@@ -1,0 +1,260 @@
+# Copyright: (c) 2026, llm.cluster contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is wrong with an inventory, said before anything is changed.
+
+Pure functions: each returns sentences that name the host or variable and what to do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ansible_collections.llm.cluster.plugins.module_utils._topology import (
+    ENGINES,
+    address_of,
+    node_peers,
+    normal_digest,
+    placed_on,
+    settings,
+)
+
+# Oldest major version that is supported, by distribution and by what the host is for.
+# Ubuntu 22.04 ships nginx without the Lua module, so it can be a node but no balancer.
+NODE_SYSTEMS = {"Debian": 12, "Ubuntu": 22}
+BALANCER_SYSTEMS = {"Debian": 12, "Ubuntu": 24}
+
+# Below these a node works, but not well: cores, memory in GB, free disk in GB, link in Mbit/s.
+SMALL_NODE = {"cores": 8, "memory_gb": 16, "disk_gb": 100, "link_mbit": 100}
+
+PLACEHOLDER = re.compile(r"change.?me|example|xxxx", re.IGNORECASE)
+
+
+def problems(hosts: Mapping[str, Mapping[str, Any]], roles: Mapping[str, list[str]], cluster: Mapping[str, Any]) -> list[str]:
+    """Return what makes the inventory unusable, a sentence each; an empty list means it can be converged.
+
+    :param hosts: host name → its variables, with ``ansible_facts`` and ``group_names``
+    :param roles: ``nodes``, ``balancers`` and ``clients``: the host names of each
+    :param cluster: the cluster-wide variables (``llm_*``) with their defaults
+    """
+    if not roles["nodes"]:
+        return ["The inventory has no node: put at least one host into the group llm_nodes."]
+    found: list[str] = []
+    if not roles["balancers"]:
+        found.append("The inventory has no balancer: put a host into the group llm_balancers.")
+    for host in roles["nodes"]:
+        found += system_problems(host, hosts[host], NODE_SYSTEMS, "node")
+    for host in roles["balancers"]:
+        found += system_problems(host, hosts[host], BALANCER_SYSTEMS, "balancer")
+    found += name_problems(roles["nodes"])
+    of_nodes = [problem for node in roles["nodes"] for problem in node_problems(node, hosts[node], cluster)]
+    found += of_nodes
+    found += key_problems(cluster.get("llm_api_keys") or [], bool(cluster.get("llm_require_api_key", True)))
+    if not of_nodes:
+        # What follows compares nodes with each other, which takes nodes that are right by themselves.
+        found += address_problems(hosts, roles)
+        found += default_model_problems(hosts, roles["nodes"], cluster)
+        found += placement_problems(hosts, roles["nodes"], cluster)
+    return list(dict.fromkeys(found))
+
+
+def system_problems(host: str, host_vars: Mapping[str, Any], supported: Mapping[str, int], purpose: str) -> list[str]:
+    """Check the operating system; hosts whose facts are missing (outside ``--limit``) are passed over."""
+    facts = host_vars.get("ansible_facts") or {}
+    name, version = facts.get("distribution"), str(facts.get("distribution_version") or "")
+    if not name:
+        return []
+    major = re.match(r"\d+", version)
+    if name in supported and (major is None or int(major.group()) >= supported[name]):
+        return []
+    wanted = ", ".join(f"{system} {oldest} or newer" for system, oldest in supported.items())
+    why = " (older ones have no Lua module for nginx)" if purpose == "balancer" else ""
+    return [f"{host}: {name} {version} is not supported for a {purpose}; use {wanted}{why}."]
+
+
+def name_problems(nodes: list[str]) -> list[str]:
+    """Names are compared without case, because host names are."""
+    seen: dict[str, str] = {}
+    found = []
+    for node in nodes:
+        other = seen.setdefault(node.lower(), node)
+        if other != node:
+            found.append(f"{other} and {node} are one name written differently: rename one of them.")
+    return found
+
+
+def node_problems(node: str, host_vars: Mapping[str, Any], cluster: Mapping[str, Any]) -> list[str]:
+    """Check one node's engine, numbers and models."""
+    values = settings(host_vars, cluster)
+    found = []
+    engine = values["llm_engine"]
+    if engine not in ENGINES:
+        found.append(f"{node}: llm_engine is {engine!r}, which is not known; use one of {', '.join(ENGINES)}.")
+    if not values["llm_address"]:
+        found.append(f"{node}: no address is known; set llm_address to the host's address inside the cluster.")
+    found += number_problems(node, "llm_node_slots", values["llm_node_slots"], 1, 1024, whole=True)
+    found += number_problems(node, "llm_node_port", values["llm_node_port"], 1, 65535, whole=True)
+    found += number_problems(node, "llm_node_weight", values["llm_node_weight"], 0.01, 1000, whole=False)
+    if not isinstance(values["llm_node_labels"], Mapping):
+        found.append(f"{node}: llm_node_labels must be a mapping, such as {{gpu_memory_gb: 24}}.")
+    models = values["llm_models"]
+    if not isinstance(models, list) or not all(isinstance(model, Mapping) and model.get("name") for model in models):
+        return [*found, f"{node}: llm_models must be a list of entries that each have a name."]
+    mine = [model for model in models if placed_on(model, node, host_vars.get("group_names") or [])]
+    if not mine:
+        found.append(f"{node}: no model is placed on it; add one to llm_models, or take the host out of llm_nodes.")
+    for model in mine:
+        found += model_problems(node, model, engine)
+    names = [str(model["name"]) for model in mine]
+    found += [f"{node}: llm_models names {name} twice." for name in sorted({n for n in names if names.count(n) > 1})]
+    if not found and engine == "llama_cpp":
+        found += port_problems(node, host_vars, cluster)
+    return found
+
+
+def number_problems(host: str, variable: str, value: Any, low: float, high: float, whole: bool) -> list[str]:
+    """Check that a value is a number in its range."""
+    kind = "a whole number" if whole else "a number"
+    try:
+        number = float(str(value))
+    except ValueError:
+        number = None
+    if number is None or not low <= number <= high or (whole and number != int(number)):
+        return [f"{host}: {variable} is {value!r}; it must be {kind} from {low:g} to {high:g}."]
+    return []
+
+
+def model_problems(node: str, model: Mapping[str, Any], engine: str) -> list[str]:
+    """Check that a model entry says where the model comes from, in a way that the node's engine can use."""
+    name, source, digest = model["name"], model.get("source") or {}, normal_digest(model.get("digest"))
+    where = f"{node}: model {name}"
+    found = []
+    if digest and not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+        found.append(f"{where}: digest must be sha256: and 64 hexadecimal digits.")
+    unknown = sorted(set(source) - {"url", "file", "registry"})
+    if unknown or len(source) > 1:
+        found.append(f"{where}: source takes exactly one of url, file or registry, not {', '.join(sorted(source))}.")
+    elif engine == "llama_cpp" and not ("url" in source or "file" in source):
+        found.append(f"{where}: llama_cpp needs source.url or source.file (a GGUF file).")
+    elif engine == "llama_cpp" and "url" in source and not digest:
+        found.append(f"{where}: a model from a URL needs its digest (sha256:…), so that nothing else can be served.")
+    elif engine == "ollama" and ("url" in source or "file" in source):
+        found.append(f"{where}: ollama takes models from a registry; use source.registry, or llm_engine: llama_cpp.")
+    for key, low, high in (("slots", 1, 1024), ("port", 1, 65535), ("context", 1, 16_777_216)):
+        if model.get(key) is not None:
+            found += number_problems(where, key, model[key], low, high, whole=True)
+    return found
+
+
+def port_problems(node: str, host_vars: Mapping[str, Any], cluster: Mapping[str, Any]) -> list[str]:
+    """Check that the models of a llama.cpp node do not share a port or a unit."""
+    found = []
+    peers = node_peers(node, host_vars, cluster)
+    for attribute, what in (("port", "port"), ("unit", "unit name")):
+        taken: dict[Any, str] = {}
+        for peer in peers:
+            model = peer["models"][0]
+            value = peer["port"] if attribute == "port" else model["unit"]
+            other = taken.setdefault(value, model["name"])
+            if other != model["name"]:
+                cure = "give one another port" if attribute == "port" else "rename one"
+                found.append(f"{node}: models {other} and {model['name']} would share the {what} {value}; {cure}.")
+    return found
+
+
+def address_problems(hosts: Mapping[str, Mapping[str, Any]], roles: Mapping[str, list[str]]) -> list[str]:
+    """Two nodes with one address are one machine twice: their engines would fight over files and ports."""
+    seen: dict[str, str] = {}
+    found = []
+    for node in roles["nodes"]:
+        address = address_of(hosts[node])
+        if address is None:
+            continue
+        other = seen.setdefault(address, node)
+        if other != node:
+            found.append(f"{other} and {node} have the same address {address}; a machine can be one node only.")
+    return found
+
+
+def default_model_problems(
+    hosts: Mapping[str, Mapping[str, Any]], nodes: list[str], cluster: Mapping[str, Any]
+) -> list[str]:
+    """The model that requests without one are given must be served somewhere."""
+    wanted = cluster.get("llm_default_model")
+    served = {model["name"] for node in nodes for peer in node_peers(node, hosts[node], cluster) for model in peer["models"]}
+    if not wanted or wanted in served:
+        return []
+    return [f"llm_default_model is {wanted}, which no node serves; choose one of {', '.join(sorted(served))}."]
+
+
+def placement_problems(
+    hosts: Mapping[str, Mapping[str, Any]], nodes: list[str], cluster: Mapping[str, Any]
+) -> list[str]:
+    """A name under a model's ``nodes`` that is neither a node nor a group of one is a typing error."""
+    known = set(nodes) | {group for node in nodes for group in hosts[node].get("group_names") or []}
+    found = []
+    for node in nodes:
+        for model in settings(hosts[node], cluster)["llm_models"]:
+            for name in model.get("nodes") or []:
+                if name not in known:
+                    found.append(f"Model {model['name']}: nodes names {name}, which is neither a node nor a group of nodes.")
+    return found
+
+
+def key_problems(api_keys: Any, required: bool) -> list[str]:
+    """Check the API keys without ever repeating one."""
+    if not isinstance(api_keys, list) or not all(isinstance(entry, Mapping) and entry.get("name") for entry in api_keys):
+        return ["llm_api_keys must be a list of entries with a name and a key (or the key's sha256)."]
+    if required and not api_keys:
+        return [
+            "llm_api_keys is empty: anyone who reaches the balancer could use the models. Add a key (from a vault),"
+            " or set llm_require_api_key: false for a closed laboratory."
+        ]
+    found = []
+    names = [str(entry["name"]) for entry in api_keys]
+    found += [f"llm_api_keys names {name} twice." for name in sorted({n for n in names if names.count(n) > 1})]
+    for entry in api_keys:
+        key, digest = entry.get("key"), entry.get("sha256")
+        if digest:
+            if not re.fullmatch(r"[0-9a-fA-F]{64}", str(digest)):
+                found.append(f"llm_api_keys: the sha256 of {entry['name']} is not 64 hexadecimal digits.")
+        elif not key:
+            found.append(f"llm_api_keys: {entry['name']} has neither key nor sha256.")
+        elif PLACEHOLDER.search(str(key)):
+            found.append(f"llm_api_keys: the key of {entry['name']} is still the example's; make one with: openssl rand -hex 24")
+        elif len(str(key)) < 16:
+            found.append(f"llm_api_keys: the key of {entry['name']} is shorter than 16 characters; make one with: openssl rand -hex 24")
+    return found
+
+
+def warnings(hosts: Mapping[str, Mapping[str, Any]], nodes: list[str]) -> list[str]:
+    """Return what works but will disappoint, a sentence per node: small machines and slow links."""
+    found = []
+    for node in nodes:
+        facts = hosts[node].get("ansible_facts") or {}
+        small = [
+            f"{have:g} {unit} (want {SMALL_NODE[key]})"
+            for key, have, unit in sizes(facts)
+            if have is not None and have < SMALL_NODE[key]
+        ]
+        if small:
+            found.append(f"{node} is small for serving models: {', '.join(small)}.")
+    return found
+
+
+def sizes(facts: Mapping[str, Any]) -> list[tuple[str, float | None, str]]:
+    """Return the sizes that matter from a host's facts: (key of SMALL_NODE, value or None if unknown, unit)."""
+    memory = facts.get("memtotal_mb")
+    free = [mount.get("size_available") for mount in facts.get("mounts") or [] if mount.get("mount") in ("/", "/var")]
+    device = facts.get((facts.get("default_ipv4") or {}).get("interface") or "") or {}
+    speed = device.get("speed")
+    known = [size for size in free if size]
+    return [
+        ("cores", facts.get("processor_vcpus"), "cores"),
+        # A machine sold with 16 GB reports a little less to its kernel.
+        ("memory_gb", round(memory / 1000 * 1.03, 1) if memory else None, "GB of memory"),
+        ("disk_gb", round(max(known) / 1e9, 1) if known else None, "GB of free disk"),
+        ("link_mbit", speed if speed and speed > 0 else None, "Mbit/s"),
+    ]
