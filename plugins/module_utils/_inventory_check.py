@@ -32,7 +32,9 @@ SMALL_NODE = {"cores": 8, "memory_gb": 16, "disk_gb": 100, "link_mbit": 100}
 PLACEHOLDER = re.compile(r"change.?me|example|xxxx", re.IGNORECASE)
 
 
-def problems(hosts: Mapping[str, Mapping[str, Any]], roles: Mapping[str, list[str]], cluster: Mapping[str, Any]) -> list[str]:
+def problems(
+    hosts: Mapping[str, Mapping[str, Any]], roles: Mapping[str, list[str]], cluster: Mapping[str, Any]
+) -> list[str]:
     """Return what makes the inventory unusable, a sentence each; an empty list means it can be converged.
 
     :param hosts: host name → its variables, with ``ansible_facts`` and ``group_names``
@@ -94,9 +96,9 @@ def node_problems(node: str, host_vars: Mapping[str, Any], cluster: Mapping[str,
         found.append(f"{node}: llm_engine is {engine!r}, which is not known; use one of {', '.join(ENGINES)}.")
     if not values["llm_address"]:
         found.append(f"{node}: no address is known; set llm_address to the host's address inside the cluster.")
-    found += number_problems(node, "llm_node_slots", values["llm_node_slots"], 1, 1024, whole=True)
-    found += number_problems(node, "llm_node_port", values["llm_node_port"], 1, 65535, whole=True)
-    found += number_problems(node, "llm_node_weight", values["llm_node_weight"], 0.01, 1000, whole=False)
+    found += number_problems(node, "llm_node_slots", values["llm_node_slots"], (1, 1024))
+    found += number_problems(node, "llm_node_port", values["llm_node_port"], (1, 65535))
+    found += number_problems(node, "llm_node_weight", values["llm_node_weight"], (0.01, 1000), whole=False)
     if not isinstance(values["llm_node_labels"], Mapping):
         found.append(f"{node}: llm_node_labels must be a mapping, such as {{gpu_memory_gb: 24}}.")
     models = values["llm_models"]
@@ -114,8 +116,9 @@ def node_problems(node: str, host_vars: Mapping[str, Any], cluster: Mapping[str,
     return found
 
 
-def number_problems(host: str, variable: str, value: Any, low: float, high: float, whole: bool) -> list[str]:
-    """Check that a value is a number in its range."""
+def number_problems(host: str, variable: str, value: Any, bounds: tuple[float, float], whole: bool = True) -> list[str]:
+    """Check that a value is a number within its bounds, both of which it may reach."""
+    low, high = bounds
     kind = "a whole number" if whole else "a number"
     try:
         number = float(str(value))
@@ -142,9 +145,9 @@ def model_problems(node: str, model: Mapping[str, Any], engine: str) -> list[str
         found.append(f"{where}: a model from a URL needs its digest (sha256:…), so that nothing else can be served.")
     elif engine == "ollama" and ("url" in source or "file" in source):
         found.append(f"{where}: ollama takes models from a registry; use source.registry, or llm_engine: llama_cpp.")
-    for key, low, high in (("slots", 1, 1024), ("port", 1, 65535), ("context", 1, 16_777_216)):
+    for key, highest in (("slots", 1024), ("port", 65535), ("context", 16_777_216)):
         if model.get(key) is not None:
-            found += number_problems(where, key, model[key], low, high, whole=True)
+            found += number_problems(where, key, model[key], (1, highest))
     return found
 
 
@@ -183,7 +186,9 @@ def default_model_problems(
 ) -> list[str]:
     """The model that requests without one are given must be served somewhere."""
     wanted = cluster.get("llm_default_model")
-    served = {model["name"] for node in nodes for peer in node_peers(node, hosts[node], cluster) for model in peer["models"]}
+    served = {
+        model["name"] for node in nodes for peer in node_peers(node, hosts[node], cluster) for model in peer["models"]
+    }
     if not wanted or wanted in served:
         return []
     return [f"llm_default_model is {wanted}, which no node serves; choose one of {', '.join(sorted(served))}."]
@@ -199,13 +204,17 @@ def placement_problems(
         for model in settings(hosts[node], cluster)["llm_models"]:
             for name in model.get("nodes") or []:
                 if name not in known:
-                    found.append(f"Model {model['name']}: nodes names {name}, which is neither a node nor a group of nodes.")
+                    found.append(
+                        f"Model {model['name']}: nodes names {name}, which is neither a node nor a group of nodes."
+                    )
     return found
 
 
 def key_problems(api_keys: Any, required: bool) -> list[str]:
     """Check the API keys without ever repeating one."""
-    if not isinstance(api_keys, list) or not all(isinstance(entry, Mapping) and entry.get("name") for entry in api_keys):
+    if not isinstance(api_keys, list) or not all(
+        isinstance(entry, Mapping) and entry.get("name") for entry in api_keys
+    ):
         return ["llm_api_keys must be a list of entries with a name and a key (or the key's sha256)."]
     if required and not api_keys:
         return [
@@ -223,9 +232,14 @@ def key_problems(api_keys: Any, required: bool) -> list[str]:
         elif not key:
             found.append(f"llm_api_keys: {entry['name']} has neither key nor sha256.")
         elif PLACEHOLDER.search(str(key)):
-            found.append(f"llm_api_keys: the key of {entry['name']} is still the example's; make one with: openssl rand -hex 24")
+            found.append(
+                f"llm_api_keys: the key of {entry['name']} is still the example's; make one with: openssl rand -hex 24"
+            )
         elif len(str(key)) < 16:
-            found.append(f"llm_api_keys: the key of {entry['name']} is shorter than 16 characters; make one with: openssl rand -hex 24")
+            found.append(
+                f"llm_api_keys: the key of {entry['name']} is shorter than 16 characters;"
+                " make one with: openssl rand -hex 24"
+            )
     return found
 
 
