@@ -1,0 +1,48 @@
+# llm.cluster: every target does the set-up it needs. The two to know: make demo, make test.
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-down check lint unit lua test lock build clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+
+help: ## Show the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.run ## Start three bare hosts and a balancer here, make them a cluster, ask it a question
+	@ansible-playbook -i inventories/demo playbooks/demo_up.yml
+
+demo-down: $(VENV)/.run ## Remove the demo
+	@ansible-playbook -i inventories/demo playbooks/demo_down.yml
+
+check: $(VENV)/.test ## Lint, unit and Lua tests: what to run before each commit
+	@python tests/run.py lint unit lua
+
+lint: $(VENV)/.test ## All linters
+	@python tests/run.py lint
+
+unit: $(VENV)/.test ## Unit tests of the Python code
+	@python tests/run.py unit
+
+lua: $(VENV)/.test ## Lua: linter, pure files under busted, the rest in a real nginx
+	@python tests/run.py lua balancer
+
+test: $(VENV)/.test ## Everything: linters, unit, Lua, roles under Molecule, the demo cluster end to end
+	@python tests/run.py all
+
+build: $(VENV)/.test ## The collection's tarball, in .build/
+	@ansible-galaxy collection build --force --output-path .build
+
+lock: $(VENV)/.test ## Write tests/constraints.txt anew from the ranges in pyproject.toml
+	@tests/prepare lock
+
+clean: ## Remove the virtual environment and build results
+	@rm -rf $(VENV) .build
+
+# The stamps change when what they install changes.
+$(VENV)/.run: pyproject.toml tests/constraints.txt tests/prepare
+	@tests/prepare run
+
+$(VENV)/.test: pyproject.toml tests/constraints.txt tests/prepare
+	@tests/prepare test

@@ -1,0 +1,163 @@
+# Copyright: (c) 2026, llm.cluster contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Run test suites and sum up: python tests/run.py SUITE… | all
+
+Each suite is a list of commands; a command that pytest runs counts its tests, any other counts as one test. All suites
+run, also after one has failed, unless a suite that they stand on failed. The last line is ``N passed, N failed``.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / ".build" / "results"
+PYTHON_FOLDERS = ["plugins", "tests", "molecule", "roles"]
+
+
+@dataclass
+class Command:
+    """One command. ``pytest`` says that it is one and writes its counts where we ask; ``always`` that it cleans up."""
+
+    name: str
+    argv: list[str]
+    pytest: bool = False
+    always: bool = False
+
+
+@dataclass
+class Suite:
+    """Commands that belong together; after a failed one only those that clean up still run."""
+
+    name: str
+    commands: list[Command]
+    stop_at_failure: bool = False
+
+
+@dataclass
+class Tally:
+    """What has happened so far."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    lines: list[str] = field(default_factory=list)
+
+
+def pytest(name: str, *arguments: str) -> Command:
+    """Return a pytest run whose counts are collected."""
+    return Command(name, [sys.executable, "-m", "pytest", "--quiet", *arguments], pytest=True)
+
+
+def molecule(action: str, scenario: str, *, always: bool = False) -> Command:
+    """Return one action of a Molecule scenario."""
+    return Command(f"molecule {action} {scenario}", ["molecule", action, "-s", scenario], always=always)
+
+
+SUITES = [
+    Suite(
+        "lint",
+        [
+            Command("yamllint", ["yamllint", "--strict", "."]),
+            Command("ansible-lint", ["ansible-lint", "--offline", "--strict"]),
+            Command("ruff check", ["ruff", "check", "."]),
+            Command("ruff format", ["ruff", "format", "--check", "."]),
+            Command("mypy", ["mypy"]),
+            Command("luacheck", ["luacheck", "--quiet", "roles/balancer/files/lua", "tests/lua"]),
+            Command("changelog", ["antsibull-changelog", "lint"]),
+        ],
+    ),
+    Suite("unit", [pytest("pytest tests/unit", "tests/unit")]),
+    Suite("lua", [Command("busted", ["busted", "tests/lua"])]),
+    Suite("balancer", [pytest("pytest tests/balancer", "tests/balancer")]),
+    Suite("package", [pytest("pytest tests/package", "tests/package")]),
+    Suite("ollama", [molecule("test", "ollama")]),
+    # The demo's inventory on the demo's hosts: converged once, then everything that needs a cluster looks at it.
+    Suite(
+        "cluster",
+        [
+            molecule("create", "cluster"),
+            pytest("check mode on bare hosts", "tests/e2e/bare"),
+            molecule("converge", "cluster"),
+            molecule("idempotence", "cluster"),
+            molecule("verify", "cluster"),
+            pytest("pytest tests/e2e", "tests/e2e/cluster"),
+            molecule("destroy", "cluster", always=True),
+        ],
+        stop_at_failure=True,
+    ),
+]
+
+
+def counts(report: Path) -> tuple[int, int, int]:
+    """Return (passed, failed, skipped) from a JUnit report; a missing one or one without tests is a failure."""
+    if not report.exists():
+        return 0, 1, 0
+    passed = failed = skipped = 0
+    for suite in ET.parse(report).getroot().iter("testsuite"):
+        bad = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+        left_out = int(suite.get("skipped", 0))
+        passed += int(suite.get("tests", 0)) - bad - left_out
+        failed += bad
+        skipped += left_out
+    return (passed, failed, skipped) if passed + failed else (0, 1, skipped)
+
+
+def run(command: Command, tally: Tally) -> bool:
+    """Run one command, add what it counted, and return whether all was well."""
+    print(f"\n=== {command.name}", flush=True)
+    argv = list(command.argv)
+    report = RESULTS / (command.name.replace(" ", "-").replace("/", "-") + ".xml")
+    report.unlink(missing_ok=True)
+    if command.pytest:
+        argv.append(f"--junitxml={report}")
+    began = time.monotonic()
+    ok = subprocess.run(argv, cwd=ROOT, check=False, stdin=subprocess.DEVNULL).returncode == 0
+    passed, failed, skipped = counts(report) if command.pytest else (int(ok), int(not ok), 0)
+    if not ok and not failed:
+        failed = 1
+    tally.passed += passed
+    tally.failed += failed
+    tally.skipped += skipped
+    verdict = "ok" if ok else "FAILED"
+    tally.lines.append(
+        f"{verdict:7}{time.monotonic() - began:7.1f} s  {passed:4} passed {failed:3} failed  {command.name}"
+    )
+    return ok
+
+
+def run_suite(suite: Suite, tally: Tally) -> None:
+    """Run a suite's commands in order."""
+    broken = False
+    for command in suite.commands:
+        if broken and suite.stop_at_failure and not command.always:
+            tally.lines.append(f"not run            {command.name} (it needs what failed before)")
+            continue
+        broken = not run(command, tally) or broken
+
+
+def main(names: list[str]) -> int:
+    """Run the named suites and print the sum."""
+    known = {suite.name: suite for suite in SUITES}
+    wanted = list(known) if names == ["all"] else names
+    unknown = [name for name in wanted if name not in known]
+    if unknown or not wanted:
+        print(f"usage: python tests/run.py all | {' | '.join(known)}", file=sys.stderr)
+        return 2
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    tally = Tally()
+    for name in wanted:
+        run_suite(known[name], tally)
+    print("\n" + "\n".join(tally.lines))
+    skipped = f", {tally.skipped} skipped" if tally.skipped else ""
+    print(f"{tally.passed} passed, {tally.failed} failed{skipped}")
+    return 1 if tally.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,101 @@
+# Copyright: (c) 2026, llm.cluster contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+from ansible_collections.llm.cluster.plugins.module_utils import _topology as topology
+
+DEFAULTS: dict[str, Any] = {
+    "llm_engine": "ollama",
+    "llm_node_port": 8000,
+    "llm_node_slots": 4,
+    "llm_node_weight": 1,
+    "llm_node_backup": False,
+    "llm_node_labels": {},
+    "llm_models": [],
+}
+TWO_MODELS = [{"name": "a:1b", "source": {"url": "http://mirror/a.gguf"}}, {"name": "B/c", "slots": 1}]
+
+
+def host(**variables: Any) -> dict[str, Any]:
+    return {"llm_address": "192.0.2.1", **variables}
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"llm_address": "192.0.2.9"}, "192.0.2.9"),
+        ({"ansible_facts": {"default_ipv4": {"address": "192.0.2.3"}}}, "192.0.2.3"),
+        ({"ansible_facts": {"default_ipv4": {}, "default_ipv6": {"address": "2001:db8::3"}}}, "2001:db8::3"),
+        ({"llm_address": "", "ansible_facts": {"default_ipv4": {"address": "192.0.2.3"}}}, "192.0.2.3"),
+        ({}, None),
+    ],
+)
+def test_address_of_prefers_the_inventory(variables: dict[str, Any], expected: str | None) -> None:
+    assert topology.address_of(variables) == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "unit"),
+    [("gemma3:270m", "gemma3-270m"), ("org/Name_V2:Q4", "org-name-v2-q4"), ("../etc", "etc"), (":::", "model")],
+)
+def test_unit_names_are_safe_in_files_and_units(model: str, unit: str) -> None:
+    assert topology.unit_name(model) == unit
+
+
+def test_an_ollama_node_is_one_peer_with_all_models() -> None:
+    (peer,) = topology.node_peers("n1", host(llm_models=TWO_MODELS, llm_node_weight=2), DEFAULTS)
+    assert (peer["name"], peer["port"], peer["slots"], peer["weight"]) == ("n1", 8000, 4, 2.0)
+    assert [model["name"] for model in peer["models"]] == ["a:1b", "B/c"]
+    assert peer["models"][1]["source"] == {"registry": "B/c"}
+
+
+def test_a_llama_cpp_node_is_one_peer_per_model_on_consecutive_ports() -> None:
+    first, second = topology.node_peers("n1", host(llm_engine="llama_cpp", llm_models=TWO_MODELS), DEFAULTS)
+    assert (first["name"], first["port"], first["slots"]) == ("n1/a-1b", 8000, 4)
+    assert (second["name"], second["port"], second["slots"]) == ("n1/b-c", 8001, 1)
+
+
+def test_a_llama_cpp_node_with_one_model_is_called_like_the_node() -> None:
+    models = [{"name": "a:1b", "port": 9000}]
+    (peer,) = topology.node_peers("n1", host(llm_engine="llama_cpp", llm_models=models), DEFAULTS)
+    assert (peer["name"], peer["port"]) == ("n1", 9000)
+
+
+def test_a_node_without_models_has_no_peer() -> None:
+    assert topology.node_peers("n1", host(), DEFAULTS) == []
+
+
+@pytest.mark.parametrize(
+    ("nodes", "placed"), [(None, True), ([], True), (["n1"], True), (["big"], True), (["n2"], False)]
+)
+def test_placement_by_host_or_group(nodes: list[str] | None, placed: bool) -> None:
+    assert topology.placed_on({"name": "m", "nodes": nodes}, "n1", ["llm_nodes", "big"]) is placed
+
+
+@pytest.mark.parametrize(
+    ("given", "normal"), [(None, None), ("", None), ("ABC", "sha256:abc"), ("sha256:aBc", "sha256:abc")]
+)
+def test_digests_have_one_form(given: str | None, normal: str | None) -> None:
+    assert topology.normal_digest(given) == normal
+
+
+def test_keys_are_kept_as_their_sha256_only() -> None:
+    entries = topology.key_entries([{"name": "z", "key": "secret"}, {"name": "a", "sha256": "AB" * 32}])
+    assert entries == [
+        {"name": "a", "sha256": "ab" * 32},
+        {"name": "z", "sha256": hashlib.sha256(b"secret").hexdigest()},
+    ]
+
+
+def test_the_routing_table_names_models_and_carries_no_key() -> None:
+    peers = topology.node_peers("n1", host(llm_models=TWO_MODELS), DEFAULTS)
+    table = topology.routing_table(peers, "", [{"name": "z", "key": "secret"}], True, {"probe_interval": 2})
+    assert table["schema"] == 1
+    assert table["default_model"] == "a:1b"
+    assert table["peers"][0]["models"] == ["a:1b", "B/c"]
+    assert table["limits"] == {"probe_interval": 2}
+    assert "secret" not in str(table)
