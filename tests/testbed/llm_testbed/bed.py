@@ -88,7 +88,7 @@ def ensure_hosts(
             found = None
         if found is None:
             docker("create", "--label", f"{_SPEC_LABEL}={spec}", *arguments)
-        docker("cp", "-", f"{container}:/", stdin=_root_key_archive(public_key))
+        docker("cp", "-", f"{container}:/", stdin=root_key_archive(public_key))
         if found is None or found.state != "running":
             docker("start", container)
         _wait_for_systemd(host.name, container)
@@ -128,6 +128,20 @@ def container_name(bed: str, host: str) -> str:
     return f"{network_name(bed)}-{host}"
 
 
+def root_key_archive(public_key: str) -> bytes:
+    """What lets our key in as root: a tar archive with /root/.ssh, owned by root whoever runs this."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        folder = tarfile.TarInfo("root/.ssh")
+        folder.type, folder.mode = tarfile.DIRTYPE, 0o700
+        tar.addfile(folder)
+        content = public_key.encode()
+        file = tarfile.TarInfo("root/.ssh/authorized_keys")
+        file.size, file.mode = len(content), 0o600
+        tar.addfile(file, io.BytesIO(content))
+    return archive.getvalue()
+
+
 def write_state(bed: str, folder: Path) -> dict[str, Host]:
     """Write the state folder's files for the bed's running hosts, and wait until SSH logs in; returns the hosts."""
     hosts = {name: host for name, host in find_hosts(bed).items() if host.state == "running"}
@@ -160,20 +174,6 @@ def remove_hosts(bed: str) -> int:
     if containers:
         docker("rm", "--force", "--volumes", *containers)
     return len(containers)
-
-
-def _root_key_archive(public_key: str) -> bytes:
-    """What lets our key in as root: a tar archive with /root/.ssh, owned by root whoever runs this."""
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w") as tar:
-        folder = tarfile.TarInfo("root/.ssh")
-        folder.type, folder.mode = tarfile.DIRTYPE, 0o700
-        tar.addfile(folder)
-        content = public_key.encode()
-        file = tarfile.TarInfo("root/.ssh/authorized_keys")
-        file.size, file.mode = len(content), 0o600
-        tar.addfile(file, io.BytesIO(content))
-    return archive.getvalue()
 
 
 def _wait_for_systemd(name: str, container: str) -> None:
