@@ -109,9 +109,50 @@ options:
             type: str
             required: true
       limits:
-        description: Time-outs in seconds, sizes in bytes and counts, by name. What is left out has its default.
+        description: Time-outs in seconds, sizes in bytes, and counts.
         type: dict
         default: {}
+        suboptions:
+          connect_timeout:
+            description: Seconds to wait for a peer to accept a connection.
+            type: float
+            default: 1
+          first_byte_timeout:
+            description: Seconds to wait for the first byte of a peer's answer.
+            type: float
+            default: 300
+          stream_idle_timeout:
+            description: Seconds that a stream may be silent between two events.
+            type: float
+            default: 30
+          slot_wait:
+            description: Seconds that a request waits for a free slot.
+            type: float
+            default: 60
+          max_body_bytes:
+            description: The largest request body.
+            type: float
+            default: 16777216
+          max_answer_bytes:
+            description: The largest answer that is not streamed.
+            type: float
+            default: 67108864
+          probe_interval:
+            description: Seconds between two probes of a peer.
+            type: float
+            default: 2
+          probe_timeout:
+            description: Seconds to wait for a probe's answer.
+            type: float
+            default: 1
+          probe_failures:
+            description: Failed probes in a row after which a peer is taken out.
+            type: float
+            default: 2
+          probe_successes:
+            description: Good probes in a row after which it is taken in again.
+            type: float
+            default: 2
 """
 
 EXAMPLES = r"""
@@ -182,13 +223,26 @@ KEY_OPTIONS: dict[str, dict[str, Any]] = {
     "name": {"type": "str", "required": True},
     "sha256": {"type": "str", "required": True, "no_log": True},
 }
+# The balancer has the same defaults (LIMITS in peers.lua) and shows them in the table in force.
+LIMIT_OPTIONS: dict[str, dict[str, Any]] = {
+    "connect_timeout": {"type": "float", "default": 1},
+    "first_byte_timeout": {"type": "float", "default": 300},
+    "stream_idle_timeout": {"type": "float", "default": 30},
+    "slot_wait": {"type": "float", "default": 60},
+    "max_body_bytes": {"type": "float", "default": 16777216},
+    "max_answer_bytes": {"type": "float", "default": 67108864},
+    "probe_interval": {"type": "float", "default": 2},
+    "probe_timeout": {"type": "float", "default": 1},
+    "probe_failures": {"type": "float", "default": 2},
+    "probe_successes": {"type": "float", "default": 2},
+}
 TABLE_OPTIONS: dict[str, dict[str, Any]] = {
     "schema": {"type": "int", "choices": [1], "default": 1},
     "default_model": {"type": "str", "default": ""},
     "require_key": {"type": "bool", "default": True},
     "peers": {"type": "list", "elements": "dict", "default": [], "options": PEER_OPTIONS},
     "keys": {"type": "list", "elements": "dict", "default": [], "options": KEY_OPTIONS, "no_log": False},
-    "limits": {"type": "dict", "default": {}},
+    "limits": {"type": "dict", "default": {}, "options": LIMIT_OPTIONS},
 }
 
 
@@ -211,36 +265,38 @@ def normal_peer(peer: Mapping[str, Any]) -> dict[str, Any]:
         "engine": peer.get("engine"),
         "address": peer.get("address"),
         "port": normal_number(peer.get("port")),
-        "models": sorted(peer.get("models") or []),
+        "models": list(peer.get("models") or []),
         "slots": normal_number(peer.get("slots")),
         "weight": normal_number(1 if peer.get("weight") is None else peer.get("weight")),
         "backup": bool(peer.get("backup")),
-        "labels": {name: normal_number(value) for name, value in sorted((peer.get("labels") or {}).items())},
+        "labels": {name: normal_number(value) for name, value in sorted(dict(peer.get("labels") or {}).items())},
     }
 
 
 def normal_table(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a table with every field present, lists in order and numbers in one form, so that equal means equal.
+    """Return a table with every field present and numbers in one form, so that equal means equal.
 
     An empty list or object may come as either: Lua doesn't know them apart.
     """
+    limits = dict(table.get("limits") or {})
     return {
         "schema": normal_number(table.get("schema") or 1),
         "default_model": table.get("default_model") or "",
         "require_key": table.get("require_key") is not False,
-        "peers": sorted((normal_peer(peer) for peer in table.get("peers") or []), key=lambda peer: str(peer["name"])),
-        "keys": sorted(
-            ({"name": key["name"], "sha256": key["sha256"].lower()} for key in table.get("keys") or []),
-            key=lambda key: key["name"],
-        ),
-        "limits": {name: normal_number(value) for name, value in sorted((table.get("limits") or {}).items())},
+        "peers": [normal_peer(peer) for peer in table.get("peers") or []],
+        "keys": [{"name": key["name"], "sha256": key["sha256"].lower()} for key in table.get("keys") or []],
+        "limits": {
+            name: normal_number(option["default"] if limits.get(name) is None else limits[name])
+            for name, option in LIMIT_OPTIONS.items()
+        },
     }
 
 
 def table_problems(table: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with a normal table, a sentence each; only what can be known without the balancer."""
     peers = table["peers"]
-    found = [problem for peer in peers for problem in peer_problems(peer)]
+    found = [] if peers else ["it has no peers"]
+    found += [problem for peer in peers for problem in peer_problems(peer)]
     found += [f"two peers are named {name}" for name in repeated(peer["name"] for peer in peers)]
     found += [
         f"two peers have the address {address}"
@@ -250,17 +306,15 @@ def table_problems(table: Mapping[str, Any]) -> list[str]:
     if table["default_model"] and table["default_model"] not in served:
         known = ", ".join(sorted(served)) or "none"
         found.append(f"no peer serves default_model {table['default_model']} (served: {known})")
+    if table["require_key"] and not table["keys"]:
+        found.append("require_key is on and there is no key, so nobody could ask anything")
     found += [f"two keys are named {name}" for name in repeated(key["name"] for key in table["keys"])]
     found += [
         f"key {key['name']}: sha256 must be 64 hexadecimal digits"
         for key in table["keys"]
         if not SHA256.match(key["sha256"])
     ]
-    found += [
-        f"limit {name}: {value!r} is not a number of 0 or more"
-        for name, value in table["limits"].items()
-        if not is_number(value) or value < 0
-    ]
+    found += [f"limit {name}: {value} is below 0" for name, value in table["limits"].items() if value < 0]
     return found
 
 
@@ -278,11 +332,6 @@ def peer_problems(peer: Mapping[str, Any]) -> list[str]:
     if not peer["models"]:
         found.append("it serves no model")
     return [f"peer {peer['name'] or '(without a name)'}: {problem}" for problem in found]
-
-
-def is_number(value: Any) -> bool:
-    """Whether the value is a number; true and false are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def repeated(values: Iterable[str]) -> list[str]:
@@ -324,12 +373,7 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
 
 def fields_changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """Return the fields that differ as ``slots 2 -> 4, weight 1 -> 2``."""
-    names = sorted(before.keys() | after.keys())
-    return ", ".join(
-        f"{name} {before.get(name, 'default')} -> {after.get(name, 'default')}"
-        for name in names
-        if before.get(name) != after.get(name)
-    )
+    return ", ".join(f"{name} {before[name]} -> {after[name]}" for name in after if before[name] != after[name])
 
 
 def diff_view(table: Mapping[str, Any], other: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
@@ -50,7 +51,7 @@ def table(**changes: Any) -> dict[str, Any]:
         "require_key": True,
         "peers": peers,
         "keys": [{"name": "demo", "sha256": OLD_HASH}],
-        "limits": {"connect_timeout": 1.0, "slot_wait": 60},
+        "limits": {"connect_timeout": 1.0, "slot_wait": 90},
         **changes,
     }
 
@@ -182,17 +183,30 @@ def test_changed_key_is_reported_by_name_only(balancer: FakeBalancer, run: Run) 
 
 def test_order_and_form_do_not_matter(balancer: FakeBalancer, run: Run) -> None:
     run(table())
-    same = table(limits={"slot_wait": "60.0", "connect_timeout": 1})
+    same = table(limits={"slot_wait": "90.0", "connect_timeout": 1})
     same["peers"].reverse()
     del same["peers"][0]["labels"], same["peers"][0]["node"], same["peers"][0]["backup"], same["peers"][0]["weight"]
     assert not run(same)["changed"]
 
 
 def test_empty_objects_from_lua_are_empty_lists(balancer: FakeBalancer, run: Run) -> None:
-    balancer.routing = table(keys={}, limits=[])
+    balancer.routing = table(keys={}, require_key=False, limits=[])
     for peer in balancer.routing["peers"]:
         peer["labels"] = []
-    assert not run(table(keys=[], limits={}))["changed"]
+    assert not run(table(keys=[], require_key=False, limits={}))["changed"]
+
+
+def test_balancer_fills_in_defaults(balancer: FakeBalancer, run: Run) -> None:
+    run(table(limits={}))
+    assert balancer.routing is not None
+    assert balancer.routing["limits"]["slot_wait"] == 60
+    assert not run(table(limits={"slot_wait": 60}))["changed"]
+
+
+def test_the_order_of_models_is_kept(balancer: FakeBalancer, run: Run) -> None:
+    run(with_peer(models=["b", "gemma3:270m", "a"]))
+    assert balancer.routing is not None
+    assert balancer.routing["peers"][0]["models"] == ["b", "gemma3:270m", "a"]
 
 
 def test_refused_table_keeps_the_old_one(balancer: FakeBalancer, run: Run) -> None:
@@ -249,9 +263,9 @@ def test_no_balancer(run: Run) -> None:
         (table(default_model="mistral"), "no peer serves default_model mistral (served: gemma3:270m)"),
         (table(keys=[{"name": "a", "sha256": "xyz"}]), "key a: sha256"),
         (table(keys=[{"name": "a", "sha256": OLD_HASH}, {"name": "a", "sha256": NEW_HASH}]), "two keys are named a"),
-        (table(limits={"slot_wait": "soon"}), "limit slot_wait: 'soon'"),
+        (table(keys=[]), "there is no key"),
+        (table(peers=[]), "it has no peers"),
         (table(limits={"slot_wait": -1}), "limit slot_wait: -1"),
-        (table(limits={"slot_wait": True}), "limit slot_wait: True"),
     ],
 )
 def test_problems(wanted: dict[str, Any], words: str) -> None:
@@ -264,7 +278,6 @@ def test_problems(wanted: dict[str, Any], words: str) -> None:
 
 def test_valid_tables_have_no_problems() -> None:
     assert balancer_routing.table_problems(balancer_routing.normal_table(table())) == []
-    assert balancer_routing.table_problems(balancer_routing.normal_table({})) == []
 
 
 @pytest.mark.parametrize(
@@ -274,9 +287,9 @@ def test_valid_tables_have_no_problems() -> None:
         (table(default_model=""), ["default_model: gemma3:270m -> "]),
         (table(require_key=False), ["require_key: True -> False"]),
         (table(keys=[]), ["key demo: removed"]),
-        (table(limits={"connect_timeout": 2, "slot_wait": 60}), ["limits: connect_timeout 1 -> 2"]),
-        (table(limits={"connect_timeout": 1}), ["limits: slot_wait 60 -> default"]),
-        (with_peer(weight=2.5, backup=True), ["peer node1: backup False -> True, weight 1 -> 2.5"]),
+        (table(limits={"connect_timeout": 2, "slot_wait": 90}), ["limits: connect_timeout 1 -> 2"]),
+        (table(limits={"connect_timeout": 1}), ["limits: slot_wait 90 -> 60"]),
+        (with_peer(weight=2.5, backup=True), ["peer node1: weight 1 -> 2.5, backup False -> True"]),
     ],
 )
 def test_differences(after: dict[str, Any], lines: list[str]) -> None:
@@ -313,3 +326,12 @@ def test_documentation_equals_the_argument_spec() -> None:
     assert documented(documentation["table"]["suboptions"]) == specified(balancer_routing.TABLE_OPTIONS)
     fragment = yaml.safe_load(ModuleDocFragment.DOCUMENTATION)["options"]
     assert documented(fragment) == specified(ADMIN_OPTIONS)
+
+
+def test_default_limits_equal_the_balancers() -> None:
+    lua = (Path(__file__).parents[4] / "roles/balancer/files/lua/llm_cluster/peers.lua").read_text()
+    block = re.search(r"^local LIMITS = \{$(.*?)^\}", lua, re.MULTILINE | re.DOTALL)
+    assert block is not None
+    defaults = re.findall(r"^\s+(\w+) = \{ ([0-9.]+),", block.group(1), re.MULTILINE)
+    specified_defaults = {name: option["default"] for name, option in balancer_routing.LIMIT_OPTIONS.items()}
+    assert {name: float(value) for name, value in defaults} == specified_defaults
