@@ -22,11 +22,15 @@ PYTHON_FOLDERS = ["plugins", "tests", "molecule", "roles"]
 
 @dataclass
 class Command:
-    """One command. ``pytest`` says that it is one and writes its counts where we ask; ``always`` that it cleans up."""
+    """One command.
+
+    ``report`` names the JUnit report with its counts, below .build/results; ``always`` says that it cleans up, so it
+    runs whatever failed before.
+    """
 
     name: str
     argv: list[str]
-    pytest: bool = False
+    report: str | None = None
     always: bool = False
 
 
@@ -51,12 +55,16 @@ class Tally:
 
 def pytest(name: str, *arguments: str) -> Command:
     """Return a pytest run whose counts are collected."""
-    return Command(name, [sys.executable, "-m", "pytest", "--quiet", *arguments], pytest=True)
+    report = name.replace(" ", "-").replace("/", "-") + ".xml"
+    argv = [sys.executable, "-m", "pytest", "--quiet", f"--junitxml={RESULTS / report}", *arguments]
+    return Command(name, argv, report)
 
 
 def molecule(action: str, scenario: str, *, always: bool = False) -> Command:
     """Return one action of a Molecule scenario."""
-    return Command(f"molecule {action} {scenario}", ["molecule", action, "-s", scenario], always=always)
+    # Verification is pytest with testinfra; each scenario's molecule.yml names this report.
+    report = f"molecule-verify-{scenario}.xml" if action in ("verify", "test") else None
+    return Command(f"molecule {action} {scenario}", ["molecule", action, "-s", scenario], report, always)
 
 
 SUITES = [
@@ -111,16 +119,14 @@ def counts(report: Path) -> tuple[int, int, int]:
 def run(command: Command, tally: Tally) -> bool:
     """Run one command, add what it counted, and return whether all was well."""
     print(f"\n=== {command.name}", flush=True)
-    argv = list(command.argv)
-    report = RESULTS / (command.name.replace(" ", "-").replace("/", "-") + ".xml")
-    report.unlink(missing_ok=True)
-    if command.pytest:
-        argv.append(f"--junitxml={report}")
+    report = RESULTS / command.report if command.report else None
+    if report:
+        report.unlink(missing_ok=True)
     began = time.monotonic()
-    ok = subprocess.run(argv, cwd=ROOT, check=False, stdin=subprocess.DEVNULL).returncode == 0
-    passed, failed, skipped = counts(report) if command.pytest else (int(ok), int(not ok), 0)
-    if not ok and not failed:
-        failed = 1
+    ok = subprocess.run(command.argv, cwd=ROOT, check=False, stdin=subprocess.DEVNULL).returncode == 0
+    passed, failed, skipped = counts(report) if report else (int(ok), int(not ok), 0)
+    failed = max(failed, int(not ok))
+    ok = not failed
     tally.passed += passed
     tally.failed += failed
     tally.skipped += skipped

@@ -1,0 +1,51 @@
+# Copyright: (c) 2026, llm.cluster contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A converged cluster: a second run changes nothing and is quick; check mode tells the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import Cluster
+
+MOST_REMOTE_TASKS = 30
+MOST_SECONDS = 60
+
+
+def test_a_second_run_changes_nothing_and_is_quick(cluster: Cluster, tmp_path: Path) -> None:
+    run = cluster.playbook("site.yml", folder=tmp_path)
+    assert run.code == 0, run.output[-6000:]
+    counts = {host: len(seen["remote"]) for host, seen in run.hosts.items()}
+    print(f"second site.yml: {run.seconds:.1f} s, remote tasks {counts}")
+    assert run.changed() == {}
+    assert max(counts[host] for host in ("node1", "node2", "node3")) <= MOST_REMOTE_TASKS
+    assert run.seconds <= MOST_SECONDS
+
+
+def test_check_mode_of_a_converged_cluster_reports_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    run = cluster.playbook("site.yml", "--check", "--diff", folder=tmp_path)
+    assert run.code == 0, run.output[-6000:]
+    assert run.changed() == {}
+    assert "\n+" not in run.output
+
+
+def test_check_mode_reports_just_what_a_changed_variable_changes(cluster: Cluster, tmp_path: Path) -> None:
+    run = cluster.playbook("site.yml", "--check", "--diff", "-e", "llm_node_weight=3", folder=tmp_path)
+    assert run.code == 0, run.output[-6000:]
+    changed = run.changed()
+    assert set(changed) == {"balancer"}, changed
+    assert len(changed["balancer"]) == 1
+    assert '"weight": 3' in run.output or "weight" in run.output
+    assert cluster.endpoint["api_key"] not in run.output
+
+
+def test_a_changed_key_shows_no_secret_in_the_diff(cluster: Cluster, tmp_path: Path) -> None:
+    key = "obviously-a-fake-key-for-this-test"
+    keys = '{"llm_api_keys": [{"name": "demo", "key": "' + key + '"}]}'
+    run = cluster.playbook("site.yml", "--check", "--diff", "-e", keys, folder=tmp_path)
+    assert run.code == 0, run.output[-6000:]
+    assert set(run.changed()) == {"balancer"}
+    assert key not in run.output
+    assert cluster.endpoint["api_key"] not in run.output
