@@ -1,0 +1,235 @@
+# Copyright: (c) 2026, llm.cluster contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""llama.cpp: one systemd instance per model, which serves the GGUF file behind its link in the store.
+
+A switched link is served from the instance's next start on. Restarting it is left to the caller, who knows when the
+node may be interrupted.
+"""
+
+from __future__ import annotations
+
+import http.client
+import subprocess
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.llm.cluster.plugins.module_utils import _fetch
+from ansible_collections.llm.cluster.plugins.module_utils._engines import (
+    AnswerError,
+    EngineError,
+    Fetch,
+    Look,
+    ModelSpec,
+    Settings,
+    _gguf_store,
+    base_url,
+    call_engine,
+)
+
+_PROPERTIES = ("Id", "LoadState", "ActiveState", "UnitFileState", "ExecMainStartTimestampMonotonic")
+
+
+@dataclass(frozen=True)
+class UnitState:
+    """What systemd says about an instance; ``started`` in seconds of the monotonic clock."""
+
+    installed: bool = False
+    active: bool = False
+    failed: bool = False
+    enabled: bool = False
+    started: float = 0.0
+
+
+def service(unit: str) -> str:
+    """Return the systemd unit that serves a model."""
+    return f"llama-cpp@{unit}.service"
+
+
+def parse_units(text: str) -> dict[str, UnitState]:
+    """Read the answer of ``systemctl show`` for several units."""
+    states = {}
+    for block in text.strip().split("\n\n"):
+        values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        if "Id" in values:
+            states[values["Id"]] = UnitState(
+                installed=values.get("LoadState") == "loaded",
+                active=values.get("ActiveState") in ("active", "activating", "reloading"),
+                failed=values.get("ActiveState") == "failed",
+                enabled=values.get("UnitFileState") in ("enabled", "enabled-runtime"),
+                started=int(values.get("ExecMainStartTimestampMonotonic") or 0) / 1e6,
+            )
+    return states
+
+
+def unit_states(units: list[str]) -> dict[str, UnitState]:
+    """Return the state of instances by unit name; none where there is no systemd to ask."""
+    command = ["systemctl", "show", "--property=" + ",".join(_PROPERTIES), *(service(unit) for unit in units)]
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    states = parse_units(done.stdout.decode("utf-8", "replace"))
+    return {unit: states[service(unit)] for unit in units if service(unit) in states}
+
+
+def unit_needs(state: UnitState, current: str, switched: dict[str, Any], boot: str) -> str:
+    """Return what an instance needs to serve what its link names: ``""``, ``install``, ``start`` or ``restart``.
+
+    switched: when the link was switched last. Boot and monotonic clock decide, since the time of day may be set back.
+    """
+    if not state.installed:
+        return "install"
+    if not state.active:
+        return "start"
+    if switched:
+        unfinished = "monotonic" not in switched or switched.get("digest") != current
+        if unfinished or (switched.get("boot") == boot and state.started < switched["monotonic"]):
+            return "restart"
+    return "" if state.enabled else "start"
+
+
+class LlamaCpp:
+    """The llama.cpp instances of one node."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.store = _gguf_store.GgufStore(settings.models_dir, settings.partial_dir)
+
+    def models(self) -> dict[str, str]:
+        """Return the digest of every instance's link."""
+        return self.store.units()
+
+    def look(self, spec: ModelSpec) -> Look:
+        """Compare a wanted model with the store."""
+        now = self.store.current(spec.unit)
+        if spec.state == "absent":
+            return Look(digest=now)
+        if not spec.digest:
+            raise EngineError(
+                f"{spec.name}: a GGUF file is fetched by its digest only. Give the model in llm_models its digest "
+                "(sha256:HEX, as sha256sum shows it)."
+            )
+        status = self.store.check(spec.digest, remember=not self.settings.read_only)
+        if status == "corrupt" and not self.settings.read_only:
+            self.store.discard(spec.digest)
+        if status == "ok":
+            return Look(now, spec.digest, held=True, active=now == spec.digest)
+        note = "the file in the store is damaged" if status == "corrupt" else ""
+        have = self.store.have(spec.digest)
+        if spec.url:
+            size = _fetch.remote_size(spec.url, self.settings.http)
+            return Look(now, spec.digest, size=size, have=have, note=note)
+        if spec.file:
+            upload = spec.size is None or have < spec.size
+            return Look(now, spec.digest, size=spec.size, have=have, upload=upload, note=note)
+        raise EngineError(
+            f"{spec.name}: {spec.digest} is not on this node, and the model has neither source.url nor source.file "
+            "to get it from. Give it one in llm_models."
+        )
+
+    def fetch(self, spec: ModelSpec, look: Look) -> Fetch:
+        """Bring the file into the store."""
+        self.store.prepare()
+        with self.store.lock(self.settings.lock_timeout):
+            if self.store.check(spec.digest) == "ok":
+                return Fetch()
+            partial = self.store.partial(spec.digest)
+            if spec.url:
+                done = _fetch.download(spec.url, partial, spec.digest, self.settings.http)
+                result = Fetch(done.size - done.resumed, done.resumed)
+            else:
+                got = _fetch.sha256_file(partial)
+                if got != spec.digest:
+                    _gguf_store.remove(partial)
+                    raise _fetch.WrongDigestError(spec.file, spec.digest, got)
+                result = Fetch(moved=look.have)
+            self.store.adopt(spec.digest)
+            return result
+
+    def activate(self, spec: ModelSpec, look: Look) -> str:
+        """Switch the instance's link to the file."""
+        self.store.prepare()
+        with self.store.lock(self.settings.lock_timeout):
+            self.store.switch(spec.unit, spec.digest)
+        return spec.digest
+
+    def receive(self, digest: str, offset: int, chunk: str, expected: str) -> int:
+        """Append a chunk that came from the controller; return how much is there then."""
+        self.store.prepare()
+        with self.store.lock(self.settings.lock_timeout):
+            return self.store.append(digest, offset, chunk, expected)
+
+    def remove(self, spec: ModelSpec) -> None:
+        """Remove the link, and its file if no other link needs that."""
+        self.store.prepare()
+        with self.store.lock(self.settings.lock_timeout):
+            digest = self.store.current(spec.unit)
+            self.store.unlink(spec.unit)
+            if digest and digest not in self.store.units().values():
+                self.store.discard(digest)
+
+    def units(self, specs: list[ModelSpec]) -> dict[str, str]:
+        """Return what the instances need to serve what their links name."""
+        states = unit_states([spec.unit for spec in specs])
+        boot = _gguf_store.boot_id()
+        return {
+            spec.unit: unit_needs(
+                states[spec.unit], self.store.current(spec.unit), self.store.switched(spec.unit), boot
+            )
+            for spec in specs
+            if spec.unit in states
+        }
+
+    def load(self, spec: ModelSpec) -> bool:
+        """Wait until the instance is healthy, serves this model and completes a prompt."""
+        deadline = time.monotonic() + self.settings.timeout
+        self._wait_healthy(spec, deadline)
+        base = base_url(spec)
+        try:
+            served = [entry.get("id") for entry in call_engine(base, "GET", "/v1/models").get("data", [])]
+            if spec.name not in served:
+                raise EngineError(
+                    f"{base} serves {', '.join(map(str, served))} instead of {spec.name}. Two models may have one "
+                    "port: compare llm_node_port and the models' ports; " + self._journal(spec)
+                )
+            left = max(deadline - time.monotonic(), 5.0)
+            prompt = {"model": spec.name, "prompt": "Hello", "max_tokens": 1, "temperature": 0}
+            answer = call_engine(base, "POST", "/v1/completions", prompt, left)
+            if not answer.get("choices"):
+                raise EngineError(f"{spec.name} gave no completion at {base}; {self._journal(spec)}")
+        except (OSError, ValueError, http.client.HTTPException, AnswerError) as error:
+            raise EngineError(
+                f"{spec.name} is up at {base}, but fails a one-token prompt: {error}; {self._journal(spec)}"
+            ) from error
+        return False
+
+    def _wait_healthy(self, spec: ModelSpec, deadline: float) -> None:
+        base = base_url(spec)
+        pause = 0.1
+        while True:
+            try:
+                call_engine(base, "GET", "/health", timeout=5)
+                return
+            except (OSError, ValueError, http.client.HTTPException, AnswerError) as error:
+                last = error
+            failed = unit_states([spec.unit]).get(spec.unit, UnitState()).failed
+            if failed or time.monotonic() + pause > deadline:
+                why = "its instance failed" if failed else f"not healthy within {self.settings.timeout:.0f} s"
+                raise EngineError(f"{spec.name} at {base}: {why} (last: {last}); {self._journal(spec)}") from last
+            time.sleep(pause)
+            pause = min(pause * 2, 1.0)
+
+    def _journal(self, spec: ModelSpec) -> str:
+        return f"look with: journalctl -u {service(spec.unit)} -n 50"
+
+    def unload(self, spec: ModelSpec) -> None:
+        """Refuse: an instance has its model in memory as long as it runs."""
+        raise EngineError(f"llama.cpp holds {spec.name} as long as it runs: stop {service(spec.unit)} to unload it.")
+
+    def loaded(self) -> dict[str, str]:
+        """Return the links of the instances that run."""
+        links = self.store.units()
+        states = unit_states(list(links)) if links else {}
+        return {unit: digest for unit, digest in links.items() if unit in states and states[unit].active}
