@@ -88,7 +88,7 @@ def down(options: argparse.Namespace) -> None:
 def status(_options: argparse.Namespace) -> None:
     """Print each bed's hosts with their state."""
     if not engine_answers():
-        print("No Docker Engine answers, so no bed is running.")
+        print("No Docker Engine answers this user, so there is no bed to show.")
         return
     names = beds()
     for bed in names:

@@ -117,7 +117,7 @@ def _build(system: str, tag: str, base: str | None, settings: HostSettings, *, r
         for path in context.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
         cache = ["--no-cache"] if rebuild else []
-        docker("build", "--quiet", *cache, "--build-arg", f"BASE={base}", "--tag", tag, str(context))
+        docker("build", "--quiet", "--force-rm", *cache, "--build-arg", f"BASE={base}", "--tag", tag, str(context))
     for image in set(older) - {image_id(tag)}:
         attempt(["docker", "image", "rm", image])  # refused, rightly, while a container uses it
 
@@ -146,7 +146,7 @@ def _prepare_bootstrap() -> None:
 
 
 def _bootstrap(codename: str, mirror: str, tag: str) -> None:
-    command = ["mmdebstrap", "--quiet", "--variant=minbase", "--mode=root", f"--keyring={_KEYRING}"]
+    command = ["mmdebstrap", "--variant=minbase", "--mode=root", f"--keyring={_KEYRING}"]
     command += [f"--dpkgopt={option}" for option in _NO_DOCS]
     command += [codename, "-", f"deb {mirror} {codename} main"]
     with tempfile.TemporaryFile() as complaints:
