@@ -117,13 +117,12 @@ DIGEST = re.compile(r"sha256[:-][0-9a-fA-F]{64}")
 
 
 class Name(NamedTuple):
-    """[scheme://][host/][namespace/]model[:tag], with Ollama's defaults filled in."""
+    """[scheme://][host/][namespace/]model[:tag], with Ollama's defaults filled in; the scheme means nothing."""
 
     host: str
     namespace: str
     model: str
     tag: str
-    scheme: str = "https"
 
     @classmethod
     def parse(cls, text: str) -> Name:
@@ -132,14 +131,8 @@ class Name(NamedTuple):
             text, _, tag = text.rpartition(":")
         rest, _, model = text.rpartition("/")
         host, _, namespace = rest.rpartition("/")
-        scheme, separator, bare = host.partition("://")
-        return cls(
-            (bare if separator else host) or "registry.ollama.ai",
-            namespace or "library",
-            model,
-            tag,
-            scheme if separator else "https",
-        )
+        host = host.rpartition("://")[2]
+        return cls(host or "registry.ollama.ai", namespace or "library", model, tag)
 
     def is_valid(self) -> bool:
         return bool(
@@ -213,7 +206,7 @@ class Store:
             parts = path.relative_to(self.manifests).parts
             if [part.lower() for part in parts] == [part.lower() for part in name.path().parts]:
                 host, namespace, model, tag = parts
-                return Name(host, namespace, model, tag, name.scheme)
+                return Name(host, namespace, model, tag)
         return name
 
     def get(self, name: Name) -> Model | None:
@@ -234,7 +227,7 @@ class Store:
             model = self.get(Name(*path.relative_to(self.manifests).parts)) if path.is_file() else None
             if model:
                 found.append(model)
-        return sorted(found, key=lambda model: model.modified, reverse=True)
+        return sorted(found, key=lambda model: (-(model.modified // 1_000_000_000), model.name.short()))
 
     def write(self, name: Name, content: bytes) -> None:
         path = self.manifests / name.path()
@@ -344,11 +337,10 @@ def _fetch_blob(store: Store, base: str, layer: Json) -> Iterator[Json]:
 
 def pull(store: Store, name: Name, insecure: bool) -> Iterator[Json]:
     """The progress of a pull; it is done only when {"status": "success"} came. Raises PullError."""
-    if name.scheme == "http" and not insecure:
-        raise PullError("insecure protocol http")
     old = store.get(name)
     yield {"status": "pulling manifest"}
-    base = f"{'http' if insecure else name.scheme}://{name.host}/v2/{name.namespace}/{name.model}"
+    # A scheme in the name is lost on the way, in the real one too: only insecure decides.
+    base = f"{'http' if insecure else 'https'}://{name.host}/v2/{name.namespace}/{name.model}"
     try:
         answer, _ = _request("GET", f"{base}/manifests/{name.tag}")
         content = _checked(answer).read()
@@ -520,7 +512,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, body: bytes, content_type: str) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", content_type)
+        if content_type:
+            self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
@@ -550,21 +543,24 @@ class Handler(BaseHTTPRequestHandler):
             for value in values:
                 self._chunk(json.dumps(value, separators=(",", ":")).encode() + b"\n")
         except (PullError, ValueError) as error:
-            self._chunk(json.dumps({"error": str(error)}).encode() + b"\n")
+            self._chunk(json.dumps({"error": str(error)}, separators=(",", ":")).encode() + b"\n")
         self._end_stream()
 
     def _body(self) -> Json:
         content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if not content.strip():
-            raise ApiError(400, "missing request body")
+            raise ApiError(400, "EOF" if self.path.startswith("/v1/") else "missing request body")
         try:
             value = json.loads(content)
         except ValueError as error:
             raise ApiError(400, f"invalid character in request body: {error}") from error
         if not isinstance(value, dict):
             kind = {list: "array", str: "string", bool: "bool"}.get(type(value), "number")
-            raise ApiError(400, f"json: cannot unmarshal {kind} into Go value of type api request")
-        return {key.lower(): item for key, item in value.items()}  # Go matches keys without case
+            wanted = self.path.rsplit("/", 1)[-1].capitalize()
+            raise ApiError(400, f"json: cannot unmarshal {kind} into Go value of type api.{wanted}Request")
+        request = {key.lower(): item for key, item in value.items()}  # Go matches keys without case
+        self._keep_alive(request)  # refused before the model is looked for
+        return request
 
     def _host_allowed(self) -> bool:
         """Bound to loopback, only local names and addresses are served; bound elsewhere nothing is checked."""
@@ -583,7 +579,7 @@ class Handler(BaseHTTPRequestHandler):
         path = urllib.parse.urlsplit(self.path).path
         try:
             if not self._host_allowed():
-                self._send(403, b"", "text/plain")
+                self._send(403, b"", "")
                 return
             method = "GET" if self.command == "HEAD" else self.command
             route = ROUTES.get((method, path))
@@ -690,7 +686,6 @@ class Handler(BaseHTTPRequestHandler):
         request = self._body()
         text = request.get("model") or request.get("name")
         name = self.server.store.existing(parse_name(text, ApiError(400, "invalid model name")))
-        # the scheme is part of what was asked, not of what the store has
         progress = pull(self.server.store, name, bool(request.get("insecure")))
         if request.get("stream", True) is not False:
             self._ndjson(progress)
@@ -700,7 +695,8 @@ class Handler(BaseHTTPRequestHandler):
             for step in progress:
                 last = step
         except (PullError, ValueError) as error:
-            raise ApiError(500, str(error)) from error
+            self._json({"error": str(error)}, 500, "application/json")
+            return
         self._json(last, content_type="application/json")
 
     def show(self) -> None:
@@ -735,14 +731,16 @@ class Handler(BaseHTTPRequestHandler):
         if not source.exists():
             raise ApiError(404, f'model "{request["source"]}" not found')
         self.server.store.write(names[1], source.read_bytes())
-        self._send(200, b"", "text/plain")
+        self._send(200, b"", "")
 
     def delete(self) -> None:
         request = self._body()
         text = request.get("model") or request.get("name")
+        if text and not Name.parse(str(text)).is_valid():
+            raise ApiError(400, f'name "{text}" is invalid')
         model = self._model(text, ApiError(400, "model is required"))
         self.server.store.delete(model)
-        self._send(200, b"", "text/plain")
+        self._send(200, b"", "")
 
     # -- inference
 
@@ -842,6 +840,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def v1_model(self) -> None:
         text = urllib.parse.unquote(self.path[len("/v1/models/") :])
+        if "/" in text:
+            self._send(404, b"404 page not found", "text/plain")
+            return
         model = self.server.store.get(self.server.store.existing(parse_name(text, ApiError(400, "model is required"))))
         if model is None:
             raise not_found(Name.parse(text).short())
