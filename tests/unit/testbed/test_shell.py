@@ -47,13 +47,15 @@ def test_lock_is_exclusive_and_leaves_no_file(monkeypatch: pytest.MonkeyPatch, t
     order: list[str] = []
 
     def hold(name: str) -> None:
-        with locked("bed-x"):
-            order.append(f"{name} in")
-            time.sleep(0.05)
-            order.append(f"{name} out")
+        # Coming back at once is the hard case: the file is new then, while others still wait for the removed one.
+        for _ in range(5):
+            with locked("bed-x"):
+                order.append(f"{name} in")
+                time.sleep(0.01)
+                order.append(f"{name} out")
 
     side_by_side(hold, ["a", "b", "c", "d"])
-    assert [entry.split()[1] for entry in order] == ["in", "out"] * 4
+    assert [entry.split()[1] for entry in order] == ["in", "out"] * 20
     assert not list(tmp_path.iterdir())
 
 
