@@ -1,0 +1,157 @@
+-- Copyright: (c) 2026, llm.cluster contributors
+-- SPDX-License-Identifier: GPL-3.0-or-later
+
+--- The admin API, on a Unix socket that only root can reach.
+--
+--   GET  /state                 peers with health, drain marks, slots in use; workers
+--   GET  /routing               the table in force
+--   PUT  /routing               200 {"changed", "version"}; 400 with every reason, the old table stays
+--   POST /peers/NAME/drain      {"owner", "reason"}: NAME is a node (all its peers) or a peer
+--   POST /peers/NAME/resume     {"owner"}: removes that owner's mark only
+
+local cjson = require "cjson.safe"
+local json = require "llm_cluster.json"
+local health = require "llm_cluster.health"
+local peers = require "llm_cluster.peers"
+local slots = require "llm_cluster.slots"
+
+local M = {}
+
+local function answer(status, value)
+    local text = type(value) == "string" and value or json.encode(value)
+    ngx.status = status
+    ngx.header["Content-Type"] = "application/json"
+    ngx.header["Content-Length"] = #text + 1
+    ngx.print(text, "\n")
+end
+
+local function refuse(status, message, reasons)
+    answer(status, { error = { message = message, type = "invalid_request_error", code = "refused", reasons = reasons } })
+end
+
+--- One change at a time, over all workers.
+local function exclusively(change)
+    local dict = ngx.shared.llm_state
+    for _ = 1, 200 do
+        if dict:add("admin_lock", ngx.worker.pid(), 5) then
+            local ok, err = pcall(change)
+            dict:delete("admin_lock")
+            if not ok then
+                error(err, 0)
+            end
+            return
+        end
+        ngx.sleep(0.02)
+    end
+    refuse(503, "Another change is under way.")
+end
+
+local function body()
+    ngx.req.read_body()
+    local text = ngx.req.get_body_data()
+    if not text then
+        local name = ngx.req.get_body_file()
+        local file = name and io.open(name, "rb")
+        if file then
+            text = file:read("*a")
+            file:close()
+        end
+    end
+    return text or ""
+end
+
+local list = json.list
+
+--- What GET /state answers.
+function M.state()
+    local view = peers.view()
+    local out, ids = {}, {}
+    for i, peer in ipairs(view and view.peers or {}) do
+        local marks = peers.drains_of(view, peer)
+        local why, since, hold = health.why(peer.id)
+        local condition = health.state(peer.id)
+        if #marks > 0 then
+            why = "drained by " .. marks[1].owner .. (marks[1].reason ~= "" and ": " .. marks[1].reason or "")
+        end
+        ids[i] = peer.id
+        out[i] = {
+            name = peer.name, node = peer.node, engine = peer.engine, address = peer.address, port = peer.port,
+            models = list(peer.models), slots = peer.slots, weight = peer.weight, backup = peer.backup,
+            state = #marks > 0 and "drained" or condition, health = condition, reason = why or "", since = since,
+            held_down_until = hold, resting = health.is_resting(peer.id), busy = slots.busy(peer.id), drains = list(marks),
+        }
+    end
+    return {
+        version = view and view.version or 0, default_model = view and view.default_model, peers = list(out),
+        workers = list(slots.by_worker(ids)), prober = ngx.shared.llm_state:get("lease"),
+    }
+end
+
+local function put_routing(text)
+    local done, reasons, status = peers.put(text)
+    if not done then
+        return refuse(status, "The routing table is refused: " .. table.concat(reasons, "; "), reasons)
+    end
+    answer(200, done)
+end
+
+local function mark(name, action, text)
+    local asked = text == "" and {} or cjson.decode(text)
+    if type(asked) ~= "table" then
+        return refuse(400, "The body is not a JSON object.")
+    end
+    local owner = asked.owner
+    if owner == nil or owner == cjson.null then
+        owner = "operator"
+    end
+    local reason = asked.reason
+    if reason == nil or reason == cjson.null then
+        reason = ""
+    end
+    if type(owner) ~= "string" or not owner:find("^[%w][%w ._:@/-]*$") or #owner > 200 then
+        return refuse(400, "owner must be a name.")
+    elseif type(reason) ~= "string" or #reason > 1000 then
+        return refuse(400, "reason must be a text of at most 1000 bytes.")
+    end
+    local changed, err, status =
+        peers.mark(name, owner, action == "drain" and { reason = reason, since = ngx.time() } or nil)
+    if changed == nil then
+        return refuse(status, err)
+    end
+    local view, found = peers.view(), {}
+    for _, peer in ipairs(view.peers) do
+        if peer.name == name or peer.node == name then
+            found[#found + 1] = {
+                name = peer.name, busy = slots.busy(peer.id), drains = list(peers.drains_of(view, peer)),
+                state = peers.is_drained(view, peer) and "drained" or health.state(peer.id),
+            }
+        end
+    end
+    answer(200, { changed = changed, peers = list(found) })
+end
+
+--- Serve one admin request.
+function M.run()
+    local method, path = ngx.req.get_method(), ngx.var.uri
+    if method == "GET" and path == "/state" then
+        return answer(200, M.state())
+    elseif method == "GET" and path == "/routing" then
+        local text = ngx.shared.llm_state:get("routing")
+        if not text then
+            return refuse(404, "No routing table was given yet.")
+        end
+        return answer(200, text)
+    elseif method == "PUT" and path == "/routing" then
+        local text = body()
+        return exclusively(function() put_routing(text) end)
+    elseif method == "POST" then
+        local name, action = path:match("^/peers/(.+)/(%a+)$")
+        if action == "drain" or action == "resume" then
+            local text = body()
+            return exclusively(function() mark(name, action, text) end)
+        end
+    end
+    refuse(404, "No such admin call: " .. method .. " " .. path)
+end
+
+return M

@@ -1,0 +1,383 @@
+-- Copyright: (c) 2026, llm.cluster contributors
+-- SPDX-License-Identifier: GPL-3.0-or-later
+
+--- HTTP/1.1 with one peer over a cosocket.
+--
+-- Every wait is cut into short ones, after each of which watch() may end it: that is how a client that left, or a peer that was
+-- found dead meanwhile, is noticed. What a peer may send is bounded: head, one chunk line, trailers; bodies by the caller.
+--
+-- Errors are words with a meaning, so that proxy.lua can decide:
+--   refused, unreachable   no connection was made (unreachable: time-out or no route)
+--   closed                 the connection ended; timeout: silence; garbage: not HTTP as it should be
+--   anything else          what watch() said
+
+local find, match, sub, lower = string.find, string.match, string.sub, string.lower
+
+local M = {}
+local Connection = {}
+Connection.__index = Connection
+
+local TICK = 0.25            -- seconds between two looks at watch()
+local MAX_HEAD = 65536       -- bytes
+local MAX_HEADERS = 100
+local MAX_LINE = 1024        -- of a chunk
+local POOL_IDLE = 4          -- seconds; llama.cpp closes after 5
+local POOL_SIZE = 64         -- per peer and worker
+local READ = 65536
+
+--- Connect to a peer, by a pooled connection if there is one.
+-- @param peer {id, host, port}
+-- @param timeout seconds
+-- @param fresh boolean: a new connection, not kept afterwards
+-- @return connection, with reused set; or nil, "refused" or "unreachable", and nginx's words
+function M.connect(peer, timeout, fresh)
+    local sock = ngx.socket.tcp()
+    sock:settimeouts(timeout * 1000, 30000, TICK * 1000)
+    local pool = fresh and "fresh:" .. peer.id or peer.id
+    local ok, err = sock:connect(peer.host, peer.port, { pool = pool, pool_size = POOL_SIZE })
+    if not ok then
+        sock:close()
+        return nil, find(err, "refused", 1, true) and "refused" or "unreachable", err
+    end
+    return setmetatable({
+        sock = sock, buffer = "", pos = 1, fresh = fresh, reused = (sock:getreusedtimes() or 0) > 0, received = false,
+    }, Connection)
+end
+
+--- Send a request.
+-- @param head string: request line and headers with the blank line
+-- @param pieces list of strings, the body
+-- @param watch function returning a reason to stop, or nil
+-- @return true, or nil and "closed" or "timeout" or the reason
+function Connection:send(head, pieces, watch)
+    local parts = { head }
+    local total = #head
+    for i, piece in ipairs(pieces) do
+        parts[i + 1] = piece
+        total = total + #piece
+    end
+    if total <= 131072 then
+        local sent, err = self.sock:send(parts)
+        if not sent then
+            return nil, err == "timeout" and "timeout" or "closed"
+        end
+        return true
+    end
+    -- A large body can fill the peer's buffers and block: a thread sends, this one keeps watching.
+    local semaphore = require("ngx.semaphore").new(0)
+    local sent, err
+    local thread = ngx.thread.spawn(function()
+        sent, err = self.sock:send(parts)
+        semaphore:post(1)
+    end)
+    while not semaphore:wait(TICK) do
+        local reason = watch and watch()
+        if reason then
+            ngx.thread.kill(thread)
+            return nil, reason
+        end
+    end
+    if not sent then
+        return nil, err == "timeout" and "timeout" or "closed"
+    end
+    return true
+end
+
+--- More bytes into the buffer.
+-- @param deadline ngx.now() value
+function Connection:fill(deadline, watch)
+    local sock = self.sock
+    while true do
+        local data, err = sock:receiveany(READ)
+        if data then
+            self.received = true
+            self.buffer = self.pos > #self.buffer and data or sub(self.buffer, self.pos) .. data
+            self.pos = 1
+            return true
+        end
+        if err ~= "timeout" then
+            return nil, "closed"
+        end
+        local reason = watch and watch()
+        if reason then
+            return nil, reason
+        end
+        if ngx.now() >= deadline then
+            return nil, "timeout"
+        end
+    end
+end
+
+--- One header block up to its blank line, as text.
+function Connection:read_block(deadline, watch)
+    local from = self.pos
+    while true do
+        local s, e = find(self.buffer, "\r\n\r\n", from, true)
+        if s then
+            local text = sub(self.buffer, self.pos, s + 1)
+            self.pos = e + 1
+            return text
+        end
+        local size = #self.buffer - self.pos + 1
+        if size > MAX_HEAD then
+            return nil, "garbage", "its header is larger than " .. MAX_HEAD .. " bytes"
+        end
+        if self.received and size >= 5 and sub(self.buffer, self.pos, self.pos + 4) ~= "HTTP/" then
+            return nil, "garbage", "its answer is not HTTP"
+        end
+        local ok, err = self:fill(deadline, watch)
+        if not ok then
+            return nil, err
+        end
+        from = math.max(self.pos, self.pos + size - 3)
+    end
+end
+
+local function parse_head(text)
+    local minor, status, rest = match(text, "^HTTP/1%.([01]) (%d%d%d)[^\r\n]*\r\n(.*)$")
+    if not minor then
+        return nil, "its status line is not HTTP/1.1"
+    end
+    local headers, count = {}, 0
+    for line in rest:gmatch("([^\n]*)\r\n") do
+        local name, value = match(line, "^([%w!#$%%&'*+.^_`|~-]+):[ \t]*(.-)[ \t]*$")
+        if not name or find(value, "[%z\r]") then
+            return nil, "it sent a header line that is none"
+        end
+        count = count + 1
+        if count > MAX_HEADERS then
+            return nil, "it sent more than " .. MAX_HEADERS .. " headers"
+        end
+        name = lower(name)
+        if name == "content-length" and headers[name] and headers[name] ~= value then
+            return nil, "it sent two different lengths"
+        end
+        headers[name] = headers[name] and name ~= "content-length" and headers[name] .. ", " .. value or value
+    end
+    return { status = tonumber(status), minor = tonumber(minor), headers = headers }
+end
+
+--- Read status and headers.
+-- @return {status, headers (lower-case names)}; or nil, an error word and details
+function Connection:read_head(deadline, watch)
+    for _ = 1, 5 do
+        local text, err, detail = self:read_block(deadline, watch)
+        if not text then
+            return nil, err, detail
+        end
+        local head
+        head, detail = parse_head(text)
+        if not head then
+            return nil, "garbage", detail
+        end
+        if head.status >= 200 then
+            detail = self:frame(head)
+            if detail then
+                return nil, "garbage", detail
+            end
+            return head
+        elseif head.status == 101 then
+            break
+        end
+    end
+    return nil, "garbage", "it sent informational answers only"
+end
+
+--- Decide how long the body is. Returns what is wrong, or nil.
+function Connection:frame(head)
+    local headers = head.headers
+    local connection = lower(headers.connection or "")
+    self.keep = head.minor == 1 and not find(connection, "close", 1, true)
+    local encoding = headers["transfer-encoding"]
+    if head.status == 204 or head.status == 304 then
+        self.mode, self.left = "length", 0
+    elseif encoding then
+        if lower(encoding) ~= "chunked" then
+            return "it used the transfer encoding '" .. sub(encoding, 1, 40) .. "'"
+        end
+        if headers["content-length"] then
+            self.keep = false
+        end
+        self.mode, self.left = "chunked", 0
+    elseif headers["content-length"] then
+        local length = match(headers["content-length"], "^%d+$")
+        if not length or #length > 15 then
+            return "it sent a length that is no number"
+        end
+        self.mode, self.left = "length", tonumber(length)
+    else
+        self.mode, self.keep = "close", false
+    end
+    self.done = self.mode == "length" and self.left == 0
+    return nil
+end
+
+--- Take up to n buffered bytes.
+function Connection:take(n)
+    local first = self.pos
+    local last = math.min(#self.buffer, first + n - 1)
+    self.pos = last + 1
+    return sub(self.buffer, first, last)
+end
+
+--- Decode what the buffer holds of a chunked body.
+-- @return list of strings; or nil and what is wrong
+function Connection:unchunk()
+    local parts = {}
+    while true do
+        local available = #self.buffer - self.pos + 1
+        if self.left > 0 then
+            if available <= 0 then
+                return parts
+            end
+            local piece = self:take(self.left)
+            parts[#parts + 1] = piece
+            self.left = self.left - #piece
+            self.need_break = self.left == 0
+        elseif self.need_break then
+            if available < 2 then
+                return parts
+            end
+            if self:take(2) ~= "\r\n" then
+                return nil, "a chunk does not end where it said"
+            end
+            self.need_break = false
+        else
+            local s, e = find(self.buffer, "\r\n", self.pos, true)
+            if not s then
+                if available > MAX_LINE then
+                    return nil, "a chunk line is too long"
+                end
+                return parts
+            end
+            local line = sub(self.buffer, self.pos, s - 1)
+            if #line > MAX_LINE then
+                return nil, "a chunk line is too long"
+            end
+            self.pos = e + 1
+            if self.trailers then
+                self.trailers = self.trailers + 1
+                if line == "" then
+                    self.done = true
+                    return parts
+                elseif self.trailers > MAX_HEADERS then
+                    return nil, "too many trailers"
+                end
+            else
+                local size = match(line, "^(%x+)[ \t]*$") or match(line, "^(%x+)[ \t]*;")
+                if not size or #size > 8 then
+                    return nil, "a chunk size is no number"
+                end
+                self.left = tonumber(size, 16)
+                if self.left == 0 then
+                    self.trailers = 0
+                end
+            end
+        end
+    end
+end
+
+--- The next bytes of the body, as they come.
+-- @param idle seconds of silence allowed
+-- @return string; or nil and nil at its end; or nil, an error word and details
+function Connection:read_body(idle, watch)
+    local deadline
+    while not self.done do
+        if self.mode == "chunked" then
+            local parts, detail = self:unchunk()
+            if not parts then
+                return nil, "garbage", detail
+            end
+            if #parts > 0 then
+                return table.concat(parts)
+            end
+            if self.done then
+                break
+            end
+        elseif self.pos <= #self.buffer then
+            local piece = self:take(self.left or #self.buffer)
+            if self.mode == "length" then
+                self.left = self.left - #piece
+                self.done = self.left == 0
+            end
+            return piece
+        end
+        deadline = deadline or ngx.now() + idle
+        local ok, err = self:fill(deadline, watch)
+        if not ok then
+            if err == "closed" and self.mode == "close" then
+                self.done = true
+                break
+            end
+            return nil, err
+        end
+    end
+    return nil
+end
+
+--- Read the body whole.
+-- @param most bytes
+-- @return string; or nil, an error word and details
+function Connection:read_all(most, idle, watch)
+    local parts, size = {}, 0
+    while true do
+        local piece, err, detail = self:read_body(idle, watch)
+        if not piece then
+            if err then
+                return nil, err, detail
+            end
+            return table.concat(parts)
+        end
+        size = size + #piece
+        if size > most then
+            return nil, "garbage", "its answer is larger than " .. most .. " bytes"
+        end
+        parts[#parts + 1] = piece
+    end
+end
+
+--- Done with it: back to the pool if it is clean, else closed.
+function Connection:finish()
+    if self.done and self.keep and not self.fresh and self.pos > #self.buffer then
+        if self.sock:setkeepalive(POOL_IDLE * 1000, POOL_SIZE) then
+            return
+        end
+    end
+    self.sock:close()
+end
+
+function Connection:close()
+    self.sock:close()
+end
+
+--- One small GET on a connection of its own: probes and lists.
+-- @param timeout seconds for the whole
+-- @param most bytes of the answer
+-- @return status and body; or nil, an error word and details
+function M.get(peer, path, timeout, most)
+    local deadline = ngx.now() + timeout
+    local connection, err, detail = M.connect(peer, timeout, true)
+    if not connection then
+        return nil, err, detail
+    end
+    connection.sock:settimeouts(nil, timeout * 1000, math.min(timeout, TICK) * 1000)
+    local function late()
+        return ngx.now() >= deadline and "timeout" or nil
+    end
+    local ok, head, body
+    ok, err = connection:send("GET " .. path .. " HTTP/1.1\r\nHost: " .. peer.host .. ":" .. peer.port
+        .. "\r\nUser-Agent: llm-cluster\r\nAccept: */*\r\nConnection: close\r\n\r\n", {})
+    if ok then
+        head, err, detail = connection:read_head(deadline, late)
+    end
+    if head then
+        body, err, detail = connection:read_all(most, math.max(0, deadline - ngx.now()), late)
+    end
+    connection:close()
+    if not body then
+        return nil, err, detail
+    end
+    return head.status, body
+end
+
+return M

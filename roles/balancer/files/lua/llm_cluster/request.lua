@@ -1,0 +1,305 @@
+-- Copyright: (c) 2026, llm.cluster contributors
+-- SPDX-License-Identifier: GPL-3.0-or-later
+
+--- The request body: byte ranges of its top-level keys, found without decoding it.
+--
+-- A 30 MB body of `[{},{}…]` stalls a worker for seconds in a JSON decoder, and re-encoding loses digits. So one pass over the
+-- bytes finds where each top-level value lies; a rewrite splices bytes. Strings are skipped with memchr.
+-- Pure: needs LuaJIT's FFI and cjson (for one short string with escapes), nothing of nginx.
+
+local ffi = require "ffi"
+local cjson = require "cjson.safe"
+
+local byte, find, lower, sub = string.byte, string.find, string.lower, string.sub
+
+ffi.cdef [[
+void *memchr(const void *s, int c, size_t n);
+]]
+local C = ffi.C
+local bytes_t = ffi.typeof("const uint8_t *")
+
+local MAX_DEPTH = 200
+local MAX_KEYS = 256
+local MAX_NAME = 256
+
+local QUOTE, BACKSLASH, OPEN_OBJECT, CLOSE_OBJECT, OPEN_ARRAY, COMMA, COLON =
+    34, 92, 123, 125, 91, 44, 58
+
+-- What a byte may be outside a string: 0 never, 1 part of a literal, 2 opens, 3 closes, 4 quote, 5 space, 6 comma or colon.
+local CLASS = ffi.new("uint8_t[256]")
+do
+    local groups = {
+        { 1, "0123456789+-.eEtrufalsn" }, { 2, "{[" }, { 3, "}]" }, { 4, '"' }, { 5, " \t\r\n" }, { 6, ",:" },
+    }
+    for _, group in ipairs(groups) do
+        for i = 1, #group[2] do
+            CLASS[byte(group[2], i)] = group[1]
+        end
+    end
+end
+
+local M = { MAX_DEPTH = MAX_DEPTH }
+
+--- First offset at or after i that is not white space.
+local function skip_space(p, i, n)
+    while i < n and CLASS[p[i]] == 5 do
+        i = i + 1
+    end
+    return i
+end
+
+--- i is just after the opening quote; returns the offset of the closing one, or nil.
+local function closing_quote(p, i, n)
+    local first = i
+    while i < n do
+        local hit = C.memchr(p + i, QUOTE, n - i)
+        if hit == nil then
+            return nil
+        end
+        local at = tonumber(ffi.cast(bytes_t, hit) - p)
+        local back = at - 1
+        while back >= first and p[back] == BACKSLASH do
+            back = back - 1
+        end
+        if (at - 1 - back) % 2 == 0 then
+            return at
+        end
+        i = at + 1
+        first = i
+    end
+    return nil
+end
+
+local stack = ffi.new("uint8_t[?]", MAX_DEPTH + 1)
+
+--- i is at an opening bracket; returns the offset after its partner, or nil and what is wrong.
+local function skip_container(p, i, n)
+    local depth = 0
+    while i < n do
+        local c = p[i]
+        local class = CLASS[c]
+        if class == 4 then
+            i = closing_quote(p, i + 1, n)
+            if not i then
+                return nil, "a string is not closed"
+            end
+        elseif class == 2 then
+            depth = depth + 1
+            if depth >= MAX_DEPTH then
+                return nil, "nested more than " .. MAX_DEPTH .. " levels deep"
+            end
+            stack[depth] = c
+        elseif class == 3 then
+            if stack[depth] ~= c - 2 then -- '{' and '}', '[' and ']' are two apart
+                return nil, "brackets do not match"
+            end
+            depth = depth - 1
+            if depth == 0 then
+                return i + 1
+            end
+        elseif class == 0 then
+            return nil, "unexpected character at byte " .. (i + 1)
+        end
+        i = i + 1
+    end
+    return nil, "a bracket is not closed"
+end
+
+--- Is the literal number, true, false or null?
+local function literal_kind(text)
+    if text == "true" or text == "false" then
+        return "boolean"
+    elseif text == "null" then
+        return "null"
+    elseif find(text, "^%-?%d+%.?%d*[eE]?[+-]?%d*$") and tonumber(text) then
+        return "number"
+    end
+    return nil
+end
+
+--- Skip one value. Returns the offset after it and its kind, or nil and what is wrong.
+local function skip_value(p, i, n, body)
+    local c = p[i]
+    if c == QUOTE then
+        local close = closing_quote(p, i + 1, n)
+        if not close then
+            return nil, "a string is not closed"
+        end
+        return close + 1, "string"
+    elseif c == OPEN_OBJECT or c == OPEN_ARRAY then
+        local after, err = skip_container(p, i, n)
+        if not after then
+            return nil, err
+        end
+        return after, c == OPEN_OBJECT and "object" or "array"
+    end
+    local first = i
+    while i < n and CLASS[p[i]] == 1 and i - first < 400 do
+        i = i + 1
+    end
+    local kind = literal_kind(sub(body, first + 1, i))
+    if not kind then
+        return nil, "a value is expected at byte " .. (first + 1)
+    end
+    return i, kind
+end
+
+--- Scan a JSON object.
+-- @param body string
+-- @return {key = {first, last, kind}}: Lua string positions (1-based, inclusive) of each top-level value, kind being string,
+--   number, boolean, null, object or array; and the position of the opening brace, and whether the object is empty.
+--   Or nil and what is wrong, in words for the client.
+function M.scan(body)
+    local n = #body
+    local p = ffi.cast(bytes_t, body)
+    local i = skip_space(p, 0, n)
+    if i >= n then
+        return nil, "the body is empty"
+    end
+    if p[i] ~= OPEN_OBJECT then
+        return nil, "the body is not a JSON object"
+    end
+    local brace = i + 1
+    local fields, seen, count = {}, {}, 0
+    i = skip_space(p, i + 1, n)
+    if i < n and p[i] == CLOSE_OBJECT then
+        i = i + 1
+    else
+        while true do
+            if i >= n or p[i] ~= QUOTE then
+                return nil, "a key is expected at byte " .. (i + 1)
+            end
+            local close = closing_quote(p, i + 1, n)
+            if not close then
+                return nil, "a string is not closed"
+            end
+            local key = sub(body, i + 2, close)
+            if #key > MAX_NAME then
+                return nil, "a top-level key is too long"
+            elseif find(key, "[^\32-\126]") or find(key, "\\", 1, true) then
+                return nil, "a top-level key has an escape or a character that is not ASCII"
+            end
+            local folded = lower(key)
+            if seen[folded] then
+                return nil, "the top-level key '" .. key .. "' is given twice"
+            end
+            seen[folded] = true
+            count = count + 1
+            if count > MAX_KEYS then
+                return nil, "more than " .. MAX_KEYS .. " top-level keys"
+            end
+            i = skip_space(p, close + 1, n)
+            if i >= n or p[i] ~= COLON then
+                return nil, "a colon is expected at byte " .. (i + 1)
+            end
+            i = skip_space(p, i + 1, n)
+            if i >= n then
+                return nil, "the body ends early"
+            end
+            local after, kind = skip_value(p, i, n, body)
+            if not after then
+                return nil, kind
+            end
+            fields[key] = { first = i + 1, last = after, kind = kind }
+            i = skip_space(p, after, n)
+            if i >= n then
+                return nil, "the body ends early"
+            end
+            local c = p[i]
+            i = i + 1
+            if c == CLOSE_OBJECT then
+                break
+            elseif c ~= COMMA then
+                return nil, "a comma or a closing brace is expected at byte " .. i
+            end
+            i = skip_space(p, i, n)
+        end
+    end
+    if skip_space(p, i, n) < n then
+        return nil, "something follows the JSON object at byte " .. (i + 1)
+    end
+    -- Go reads keys without regard to case, C++ does not: a name we act on must be spelt exactly.
+    for _, name in ipairs { "model", "stream", "name" } do
+        if seen[name] and not fields[name] then
+            return nil, "the top-level key '" .. name .. "' must be written in lower case"
+        end
+    end
+    return fields, brace, count == 0
+end
+
+--- The text of a string field. Returns nil and what is wrong if it is none.
+local function string_value(body, field, key)
+    if field.kind ~= "string" then
+        return nil, "'" .. key .. "' must be a string"
+    end
+    if field.last - field.first > MAX_NAME then
+        return nil, "'" .. key .. "' is too long"
+    end
+    local text = sub(body, field.first + 1, field.last - 1)
+    if find(text, "[%c]") then
+        return nil, "'" .. key .. "' has a control character"
+    end
+    if find(text, "\\", 1, true) then
+        local decoded = cjson.decode('["' .. text .. '"]')
+        if not decoded then
+            return nil, "'" .. key .. "' has a bad escape"
+        end
+        text = decoded[1]
+    end
+    return text
+end
+
+--- Read what placing a request needs.
+-- @param body string
+-- @param opts {stream_default = boolean, name_key = string|nil: a second key that may hold the model}
+-- @return {model = string|nil, stream = boolean, fields, brace, empty, body}, or nil, words, and the parameter at fault (or nil)
+function M.parse(body, opts)
+    local fields, brace, empty = M.scan(body)
+    if not fields then
+        return nil, "Malformed JSON: " .. brace .. "."
+    end
+    local request = { fields = fields, brace = brace, empty = empty, body = body, stream = opts.stream_default or false }
+    local key = "model"
+    local field = fields.model
+    if not field and opts.name_key and fields[opts.name_key] then
+        key = opts.name_key
+        field = fields[key]
+    end
+    if field and field.kind ~= "null" then
+        local text, err = string_value(body, field, key)
+        if not text then
+            return nil, err .. ".", key
+        end
+        if text ~= "" then
+            request.model = text
+        end
+    end
+    request.model_field = field
+    local stream = fields.stream
+    if stream and stream.kind ~= "null" then
+        if stream.kind ~= "boolean" then
+            return nil, "'stream' must be true or false.", "stream"
+        end
+        request.stream = sub(body, stream.first, stream.last) == "true"
+    end
+    return request
+end
+
+--- The body with this model in it, as a list of strings to send one after the other.
+-- @param request what parse() gave
+-- @param model string|nil: nil leaves the body as it is
+function M.pieces(request, model)
+    local body = request.body
+    if not model then
+        return { body }
+    end
+    local text = cjson.encode(model):gsub("\\/", "/")
+    local field = request.model_field
+    if field then
+        return { sub(body, 1, field.first - 1), text, sub(body, field.last + 1) }
+    end
+    local comma = request.empty and "" or ","
+    return { sub(body, 1, request.brace), '"model":', text, comma, sub(body, request.brace + 1) }
+end
+
+return M
