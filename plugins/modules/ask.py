@@ -114,10 +114,10 @@ results:
     stream: {type: bool, description: Whether the answer came piece by piece.}
     asked: {type: int, description: How often it was asked.}
     answered: {type: int, description: How often a complete answer came.}
-    peers: {type: dict, description: How many answers came from which peer, as the balancer says.}
+    peers: {type: dict, description: "How many answers came from which peer, as the balancer says."}
     text: {type: str, description: The first answer.}
-    first_byte: {type: float, description: Mean time to the first byte in seconds, null without an answer.}
-    seconds: {type: float, description: Mean time of a whole answer in seconds, null without an answer.}
+    first_byte: {type: float, description: "Mean time to the first byte in seconds, null without an answer."}
+    seconds: {type: float, description: "Mean time of a whole answer in seconds, null without an answer."}
     errors: {type: dict, description: How often an answer was missing for which reason.}
 """
 
@@ -131,7 +131,7 @@ QUESTION = {
     "prompt": {"type": "str", "default": "Complete in a few words: the capital of France is"},
     "stream": {"type": "bool", "default": False},
     "count": {"type": "int", "default": 1},
-    "max_tokens": {"type": "int", "default": 16},
+    "max_tokens": {"type": "int", "default": 16, "no_log": False},
 }
 
 
