@@ -4,8 +4,8 @@
 --- Which peers answer: probes by one worker, and what requests find out.
 --
 -- In: a new peer at its first good probe, an ejected one after `probe_successes` in a row, not before its hold-down passed.
--- Out: after `probe_failures` in a row (a failed probe is repeated at once), or at once when the connection is refused. A peer that goes out
--- again and again is held down twice as long each time. Saying "busy" (503, 429) is no failure: the peer rests for a moment.
+-- Out: after `probe_failures` in a row (a failed probe is repeated at once), or at once when the connection is refused. A peer
+-- that goes out again and again is held down twice as long each time. Saying "busy" (503, 429) is no failure: it rests a moment.
 
 local exchange = require "llm_cluster.exchange"
 local peers = require "llm_cluster.peers"

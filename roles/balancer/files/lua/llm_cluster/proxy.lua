@@ -564,19 +564,18 @@ function M.run()
 end
 
 local NGINX_ERRORS = {
-    [400] = { "bad_request", "The request is not valid HTTP." },
-    [413] = { "request_too_large", "The body is too large." },
-    [414] = { "bad_request", "The request line is too long." },
-    [494] = { "headers_too_large", "The headers are too large." },
-    [497] = { "tls_required", "This port speaks HTTPS." },
+    ["400"] = { 400, "bad_request", "The request is not valid HTTP." },
+    ["413"] = { 413, "request_too_large", "The body is too large." },
+    ["414"] = { 414, "bad_request", "The request line is too long." },
+    ["494"] = { 400, "headers_too_large", "The headers are too large." },
+    ["497"] = { 400, "tls_required", "This port speaks HTTPS." },
 }
+local INTERNAL = { 500, "internal_error", "The balancer could not handle this request." }
 
---- Errors that nginx itself raises, in the shape of ours.
+--- Errors that nginx itself raises, in the shape of ours; the last part of the internal URI says which.
 function M.nginx_error()
-    local status = ngx.status
-    local known = NGINX_ERRORS[status] or { "internal_error", "The balancer could not handle this request." }
-    local shown = (status == 494 or status == 497) and 400 or status
-    errors.send(errors.new(shown, known[1], known[2]), surface.api_of(ngx.var.uri or ""))
+    local known = NGINX_ERRORS[ngx.var.uri:match("(%d+)$")] or INTERNAL
+    errors.send(errors.new(known[1], known[2], known[3]), surface.api_of(ngx.var.llm_path or ""))
 end
 
 --- log_by_lua: whatever happened, the slot is free; then the access log's variables.

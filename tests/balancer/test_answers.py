@@ -1,0 +1,178 @@
+# Copyright: (c) 2026, llm.cluster contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Answers come back byte for byte and as they are made."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+
+import pytest
+from conftest import KEY, table, wait_for
+
+PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"]
+
+
+def read_stream(balancer, path: str, body: dict) -> tuple[list[tuple[float, bytes]], bytes]:
+    """The pieces of a streamed answer, each with the seconds since the request, and the whole."""
+    connection = balancer.connection()
+    started = time.monotonic()
+    connection.request("POST", path, json.dumps(body), {"Authorization": "Bearer " + KEY})
+    response = connection.getresponse()
+    pieces = []
+    try:
+        while piece := response.read1(65536):
+            pieces.append((time.monotonic() - started, piece))
+    finally:
+        connection.close()
+    return pieces, b"".join(piece for _, piece in pieces)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_sse_is_relayed_unchanged_and_at_once(balancer, engine, path):
+    one = engine(tokens=5, gap=0.1)
+    balancer.put(table(one))
+    pieces, whole = read_stream(balancer, path, {"model": "m", "stream": True})
+    assert whole == b"".join(one.events(path))
+    assert len(pieces) >= 5
+    assert pieces[0][0] < 0.15
+    assert 0.4 < pieces[-1][0] < 1.5
+    for _, piece in pieces:
+        assert piece.endswith(b"\n\n"), "only whole events are forwarded"
+
+
+@pytest.mark.parametrize("body", [{"model": "m"}, {"model": "m", "stream": True}])
+def test_ndjson_is_relayed_unchanged_and_at_once(balancer, engine, body):
+    one = engine(kind="ollama", tokens=5, gap=0.1)
+    balancer.put(table(one))
+    pieces, whole = read_stream(balancer, "/api/chat", body)
+    assert whole == b"".join(one.events("/api/chat"))
+    assert len(pieces) >= 5
+    assert pieces[0][0] < 0.15
+
+
+def test_plain_answer_is_unchanged(balancer, engine):
+    one = engine()
+    balancer.put(table(one))
+    answer = balancer.chat(stream=False)
+    assert answer.json["choices"][0]["message"]["content"] == "hello"
+    assert answer.headers["content-length"] == str(len(answer.body))
+    assert answer.headers["content-type"] == "application/json"
+    line = balancer.logged(answer.headers["x-request-id"])
+    assert line["stream"] is False
+
+
+def test_peers_4xx_passes_and_counts_for_nothing(balancer, engine):
+    one = engine(mode="bad400")
+    balancer.put(table(one, engine("n2")))
+    codes = [balancer.chat().status for _ in range(8)]
+    assert 400 in codes
+    assert balancer.peer("n1")["health"] == "up"
+    assert len(one.inference()) == codes.count(400)
+
+
+def test_501_passes_at_once(balancer, engine):
+    one, two = engine(mode="not501"), engine("n2", mode="not501")
+    balancer.put(table(one, two))
+    assert balancer.ask(path="/v1/embeddings", body={"model": "m"}).status == 501
+    assert len(one.inference()) + len(two.inference()) == 1
+
+
+@pytest.mark.parametrize("mode", ["break_stream", "end_stream"])
+@pytest.mark.parametrize("path", [*PATHS, "/api/chat"])
+def test_broken_stream_ends_with_an_error_event(balancer, engine, path, mode):
+    one = engine(kind="ollama", mode=mode)
+    balancer.put(table(one))
+    connection = balancer.connection()
+    connection.request("POST", path, b'{"model":"m","stream":true}', {"Authorization": "Bearer " + KEY, "X-Request-Id": "broken-" + mode})
+    response = connection.getresponse()
+    text = b""
+    with pytest.raises(Exception, match="IncompleteRead|0 bytes read"):
+        while True:
+            piece = response.read1(65536)
+            if not piece:
+                raise AssertionError("a silent, proper end")
+            text += piece
+    connection.close()
+    sent = b"".join(one.events(path)[:2])
+    assert text.startswith(sent), "whole events only"
+    last = text[len(sent) :]
+    if path.startswith("/api/"):
+        assert "broke off" in json.loads(last)["error"]
+    else:
+        data = json.loads(last.split(b"data: ", 1)[1])
+        assert data["error"]["code"] == "stream_broken"
+        assert last.endswith(b"\n\n")
+        assert last.startswith(b"event: error\n") == (path in ("/v1/responses", "/v1/messages"))
+    wait_for(lambda: balancer.busy() == 0, 1, "slot is free")
+    assert any(line["error"] == "stream_broken" for line in balancer.log() if line["id"] == "broken-" + mode)
+
+
+def test_stream_that_stalls_is_cut_with_an_error(balancer, engine):
+    one = engine(mode="stall_stream")
+    balancer.put(table(one))
+    connection = balancer.connection()
+    started = time.monotonic()
+    connection.request("POST", PATHS[0], b'{"model":"m","stream":true}', {"Authorization": "Bearer " + KEY})
+    response = connection.getresponse()
+    text = b""
+    with pytest.raises(Exception, match="IncompleteRead|0 bytes read"):
+        while piece := response.read1(65536):
+            text += piece
+    assert b'"code":"stream_idle"' in text
+    assert 0.9 < time.monotonic() - started < 2
+    wait_for(lambda: one.running == 0, 1, "the peer's connection is closed")
+
+
+# Clients that leave
+
+
+def leave(balancer, body: bytes, seconds: float, half: bool = False) -> None:
+    sock = socket.create_connection(("127.0.0.1", balancer.port), 5)
+    sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + KEY.encode()
+                 + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body)  # fmt: skip
+    time.sleep(seconds)
+    if half:
+        sock.shutdown(socket.SHUT_WR)
+        time.sleep(1.5)
+    sock.close()
+
+
+@pytest.mark.parametrize("stream", [b"true", b"false"])
+@pytest.mark.parametrize("mode", ["silent", "ok"])
+def test_client_that_leaves_frees_the_slot(balancer, engine, stream, mode):
+    one = engine(mode=mode, tokens=200, gap=0.05, service_time=3 if stream == b"false" else 0)
+    balancer.put(table(one))
+    leave(balancer, b'{"model":"m","stream":' + stream + b"}", 0.3)
+    wait_for(lambda: one.running == 0, 1, "the peer's connection is closed")
+    wait_for(lambda: balancer.busy() == 0, 1, "slot is free")
+    assert one.inference()[0].outcome == "left"
+
+
+def test_client_that_leaves_while_it_waits(balancer, engine):
+    one = engine(service_time=1.5, peer={"slots": 1})
+    balancer.put(table(one))
+    import threading
+
+    first = threading.Thread(target=balancer.chat)
+    first.start()
+    wait_for(lambda: one.running == 1)
+    leave(balancer, b'{"model":"m"}', 0.3)
+    first.join()
+    time.sleep(0.3)
+    assert len(one.inference()) == 1
+
+
+def test_pipelining_client_that_leaves(balancer, engine):
+    """nginx's own check misses it: there are bytes to read on the connection."""
+    one = engine(service_time=10)
+    balancer.put(table(one))
+    leave(balancer, b'{"model":"m"}GET /health HTTP/1.1\r\nHost: x\r\n\r\n'[:13] + b"", 0) if False else None
+    body = b'{"model":"m"}'
+    sock = socket.create_connection(("127.0.0.1", balancer.port), 5)
+    sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + KEY.encode()
+                 + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body + b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")  # fmt: skip
+    wait_for(lambda: one.running == 1)
+    sock.close()
+    wait_for(lambda: one.running == 0, 1, "the peer's connection is closed")
