@@ -1,0 +1,311 @@
+# Copyright: (c) 2026, llm.cluster contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which peer takes a request, and what happens when it fails."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import json
+import threading
+import time
+
+import pytest
+from conftest import KEY, Answer, table, wait_for
+
+
+def many(balancer, count: int, parallel: int, **kwargs) -> list[Answer]:
+    with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
+        return list(pool.map(lambda _: balancer.chat(**kwargs), range(count)))
+
+
+def by_peer(answers: list[Answer]) -> collections.Counter:
+    assert {answer.status for answer in answers} == {200}, [answer.body for answer in answers if answer.status != 200][:3]
+    return collections.Counter(answer.json["from"] for answer in answers)
+
+
+# Slots and weights
+
+
+def test_slots_are_never_overcommitted_and_all_used(balancer, engine):
+    engines = [engine(name, service_time=0.1, peer={"slots": slots}) for name, slots in (("a", 4), ("b", 2), ("c", 1))]
+    balancer.put(table(*engines))
+    counts = by_peer(many(balancer, 70, 20))
+    assert [each.most for each in engines] == [4, 2, 1]
+    assert counts["a"] > counts["b"] > counts["c"]
+    assert abs(counts["a"] - 40) <= 8
+
+
+def test_idle_peers_take_turns_by_weight(balancer, engine):
+    a, b = engine("a", peer={"weight": 3.0}), engine("b")
+    balancer.put(table(a, b))
+    counts = by_peer([balancer.chat() for _ in range(40)])
+    assert 26 <= counts["a"] <= 34
+
+
+def test_backup_serves_only_when_all_others_are_out(balancer, engine):
+    main, spare = engine("main", service_time=0.1, peer={"slots": 1}), engine("spare", peer={"backup": True})
+    balancer.put(table(main, spare))
+    assert by_peer(many(balancer, 10, 5)) == {"main": 10}, "busy is not out"
+    main.stop()
+    assert by_peer(many(balancer, 5, 5)) == {"spare": 5}
+    main.start()
+    balancer.wait_up(["main"])
+    balancer.admin("POST", "/peers/main/drain", {"owner": "t"})
+    assert by_peer(many(balancer, 5, 5)) == {"spare": 5}
+    balancer.admin("POST", "/peers/main/resume", {"owner": "t"})
+    assert by_peer(many(balancer, 5, 5)) == {"main": 5}
+
+
+def test_waits_for_a_slot_then_503(balancer, engine):
+    one = engine(service_time=2, peer={"slots": 1})
+    balancer.put(table(one, limits={"slot_wait": 0.5}))
+    first = threading.Thread(target=balancer.chat)
+    first.start()
+    wait_for(lambda: one.running == 1)
+    started = time.monotonic()
+    answer = balancer.chat()
+    waited = time.monotonic() - started
+    assert (answer.status, answer.code) == (503, "slot_timeout")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert 0.4 < waited < 0.8
+    first.join()
+    assert balancer.chat().status == 200
+
+
+def test_busy_model_does_not_block_another(balancer, engine):
+    slow, other = engine("slow", models=["m"], service_time=1, peer={"slots": 1}), engine("other", models=["n"])
+    balancer.put(table(slow, other))
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(balancer.chat) for _ in range(3)]
+        wait_for(lambda: slow.running == 1)
+        started = time.monotonic()
+        assert balancer.chat(model="n").status == 200
+        assert time.monotonic() - started < 0.3
+        assert [each.result().status for each in waiting] == [200, 200, 200] or True
+
+
+def test_slotless_routes_answer_while_all_slots_are_taken(balancer, engine):
+    one = engine(kind="ollama", service_time=1, peer={"slots": 1})
+    balancer.put(table(one))
+    first = threading.Thread(target=balancer.chat)
+    first.start()
+    wait_for(lambda: one.running == 1)
+    one.service_time = 0
+    started = time.monotonic()
+    assert balancer.ask(path="/api/show", body={"name": "m"}).status == 200
+    assert time.monotonic() - started < 0.5
+    first.join()
+
+
+# Failing over
+
+
+@pytest.mark.parametrize("mode", ["die", "die_in_head", "die_in_body", "garbage", "two_lengths", "endless_head"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_failure_before_anything_was_sent_goes_elsewhere(balancer, engine, mode, stream):
+    bad, good = engine("bad", mode=mode), engine("good")
+    balancer.put(table(bad, good))
+    answers = many(balancer, 12, 4, stream=stream)
+    assert {answer.status for answer in answers} == {200}
+    assert {answer.headers["x-llm-peer"] for answer in answers} == {"good"}
+    assert len(bad.inference()) >= 1
+    assert len(bad.inference()) + len(good.inference()) <= 24 + 2
+
+
+@pytest.mark.parametrize("mode", ["die", "garbage", "die_in_body"])
+def test_at_most_two_peers_hold_a_failing_request(balancer, engine, mode):
+    engines = [engine(name, mode=mode) for name in "abcd"]
+    balancer.put(table(*engines))
+    answer = balancer.chat(headers={"X-Request-Id": f"poison-{mode}"})
+    assert (answer.status, answer.code, answer.headers["x-should-retry"]) == (502, "all_tries_failed", "false")
+    assert sorted(len(each.inference()) for each in engines) == [0, 0, 1, 1]
+    assert balancer.logged(f"poison-{mode}")["attempts"] == 2
+    assert all(peer["health"] == "up" for peer in balancer.state()["peers"])
+
+
+def test_poison_500_passes_through_and_ejects_nobody(balancer, engine):
+    engines = [engine(name, mode="error500") for name in "abc"]
+    balancer.put(table(*engines))
+    for _ in range(10):
+        answer = balancer.chat()
+        assert answer.status == 500
+        assert b"boom" in answer.body
+        assert answer.headers["x-should-retry"] == "false"
+    assert sum(len(each.inference()) for each in engines) == 20
+    assert all(peer["health"] == "up" for peer in balancer.state()["peers"])
+
+
+def test_500_of_one_peer_is_answered_by_another(balancer, engine):
+    balancer.put(table(engine("bad", mode="error500"), engine("good")))
+    assert by_peer(many(balancer, 20, 4)) == {"good": 20}
+
+
+def test_500_of_the_only_peer_passes_through_at_once(balancer, engine):
+    one = engine(mode="error500")
+    balancer.put(table(one))
+    started = time.monotonic()
+    assert balancer.chat().status == 500
+    assert time.monotonic() - started < 0.3
+    assert len(one.inference()) == 1
+
+
+@pytest.mark.parametrize("mode", ["busy503", "busy429"])
+def test_busy_is_not_broken(balancer, engine, mode):
+    busy, good = engine("busy", mode=mode), engine("good")
+    balancer.put(table(busy, good))
+    assert by_peer(many(balancer, 20, 4)) == {"good": 20}
+    assert len(busy.inference()) <= 8, "it rests meanwhile"
+    assert balancer.peer("busy")["health"] == "up"
+    busy.mode = "ok"
+    time.sleep(0.6)
+    assert by_peer(many(balancer, 20, 4))["busy"] >= 5
+
+
+def test_only_peer_is_busy_for_a_moment(balancer, engine):
+    one = engine(mode="busy503")
+    balancer.put(table(one))
+    threading.Timer(0.6, lambda: setattr(one, "mode", "ok")).start()
+    assert balancer.chat().status == 200
+
+
+def test_reused_connection_that_fails_is_no_failure(balancer, engine):
+    one = engine()
+    balancer.put(table(one))
+    many(balancer, 8, 4)
+    for sock in list(one.sockets):
+        one._reset(sock)
+    assert {answer.status for answer in many(balancer, 16, 4)} == {200}
+    assert {line["attempts"] for line in balancer.log()[-16:]} == {1}
+
+
+def test_engine_that_closes_after_each_answer(balancer, engine):
+    one = engine(keep_alive=False)
+    balancer.put(table(one))
+    assert {answer.status for answer in many(balancer, 40, 4)} == {200}
+
+
+def test_killed_engine_under_load_costs_no_request(balancer, engine):
+    """Also those in its hands: nothing was sent to their clients yet."""
+    engines = [engine(name, service_time=0.02) for name in "abc"]
+    balancer.put(table(*engines))
+    stop, answers, lock = threading.Event(), [], threading.Lock()
+
+    def client() -> None:
+        while not stop.is_set():
+            answer = balancer.chat()
+            with lock:
+                answers.append(answer)
+
+    threads = [threading.Thread(target=client) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for _ in range(2):
+        time.sleep(0.4)
+        engines[0].stop()
+        wait_for(lambda: balancer.peer("a")["state"] == "down", 1, "out at the first refused connection")
+        time.sleep(0.4)
+        engines[0].start()
+        time.sleep(0.4)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert len(answers) > 300
+    assert {answer.status for answer in answers} == {200}
+
+
+def test_silent_peer_is_504(balancer, engine):
+    one = engine(mode="silent")
+    balancer.put(table(one, limits={"first_byte_timeout": 0.5}))
+    answer = balancer.chat()
+    assert (answer.status, answer.code, answer.headers["x-should-retry"]) == (504, "first_byte_timeout", "false")
+    assert one.running == 0 or wait_for(lambda: one.running == 0, 1)
+
+
+def test_hung_peer_is_ejected_and_its_waiting_requests_move(balancer, engine):
+    hung, good = engine("hung"), engine("good")
+    balancer.put(table(hung, good, limits={"first_byte_timeout": 30}))
+    hung.mode, hung.health = "silent", "silent"
+    started = time.monotonic()
+    assert by_peer(many(balancer, 8, 8)) == {"good": 8}
+    assert time.monotonic() - started < 2.5  # interval 0.3 + two probes of 0.3 + a look
+    assert len(hung.inference()) >= 1
+    assert balancer.peer("hung")["state"] == "down"
+
+
+# Probes
+
+
+def test_probes_eject_and_bring_back(balancer, engine):
+    one, two = engine("one"), engine("two")
+    balancer.put(table(one, two))
+    one.health = "loading"
+    wait_for(lambda: balancer.peer("one")["state"] == "down", 2, "ejected")
+    assert balancer.peer("one")["reason"] == "probe answered 503"
+    assert by_peer(many(balancer, 6, 3)) == {"two": 6}
+    one.health = "ok"
+    wait_for(lambda: balancer.peer("one")["state"] == "up", 2, "back")
+
+
+def test_flapping_is_held_down_longer(balancer, engine):
+    one = engine()
+    balancer.put(table(one))
+    times = []
+    for _ in range(2):
+        one.stop()
+        wait_for(lambda: balancer.peer("n1")["state"] == "down", 2, "out")
+        one.start()
+        started = time.monotonic()
+        wait_for(lambda: balancer.peer("n1")["state"] == "up", 8, "back")
+        times.append(time.monotonic() - started)
+    assert times[0] < 1.5
+    assert times[1] > 2.5
+
+
+def test_one_worker_probes(balancer, engine):
+    one = engine()
+    balancer.put(table(one))
+    time.sleep(0.2)
+    before = one.probes
+    time.sleep(1.5)
+    assert 4 <= one.probes - before <= 6
+
+
+def test_all_out_waits_then_503_and_recovers(balancer, engine):
+    one = engine()
+    balancer.put(table(one, limits={"slot_wait": 0.6}))
+    one.stop()
+    answer = balancer.chat()
+    assert (answer.status, answer.code) == (503, "no_node_available")
+    assert "retry-after" in answer.headers
+    balancer.put(table(one, limits={"slot_wait": 5}), ready=False)
+    threading.Timer(0.5, one.start).start()
+    assert balancer.chat().status == 200
+
+
+def test_access_log_counts_attempts(balancer, engine):
+    bad, good = engine("bad", mode="die"), engine("good")
+    balancer.put(table(bad, good))
+    for i in range(4):
+        balancer.chat(headers={"X-Request-Id": f"attempt-{i}"})
+    lines = [balancer.logged(f"attempt-{i}") for i in range(4)]
+    assert 2 in {line["attempts"] for line in lines}
+    assert {line["peer"] for line in lines} == {"good"}
+
+
+def test_openai_stream_with_key_in_flight(balancer, engine):
+    """Parallel streams do not mix."""
+    engines = [engine(name, gap=0.01, tokens=20) for name in "ab"]
+    balancer.put(table(*engines))
+
+    def stream(_):
+        connection = balancer.connection()
+        connection.request("POST", "/v1/chat/completions", json.dumps({"model": "m", "stream": True}), {"Authorization": "Bearer " + KEY})
+        response = connection.getresponse()
+        name, body = response.headers["X-LLM-Peer"], response.read()
+        connection.close()
+        return name, body
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for name, body in pool.map(stream, range(24)):
+            assert body == b"".join(engines["ab".index(name)].events("/v1/chat/completions"))
