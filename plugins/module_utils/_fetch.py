@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Callable
 
 BLOCK = 1024 * 1024
+RECEIVE = 256 * 1024
 # Answers that may be better on the next try.
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 
@@ -169,17 +170,17 @@ def open_url(url: str, options: HttpOptions, method: str = "GET", headers: dict[
     return opener.open(request, timeout=options.timeout)
 
 
-def explain(url: str, error: BaseException) -> FetchError:
+def explain(url: str, error: BaseException, option: str = "source.url") -> FetchError:
     """Return what an error while talking to a URL means and what to do about it."""
     clean = split_credentials(url)[0]
     if isinstance(error, urllib.error.HTTPError):
         hints = {
             401: "It wants a login: write it into the URL as https://USER:PASSWORD@HOST/…",
             403: "It refuses access: check the URL and its login.",
-            404: "There is no such file: check the model's source.url in llm_models.",
+            404: f"There is no such thing: check the model's {option} in llm_models.",
             407: "The proxy wants a login: check llm_http_proxy and llm_https_proxy.",
         }
-        hint = hints.get(error.code, "Try again later, or use another mirror in the model's source.url.")
+        hint = hints.get(error.code, f"Try again later, or name another mirror in the model's {option}.")
         return FetchError(f"{clean} answered {error.code} {error.reason}. {hint}")
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(reason, ssl.SSLError):
@@ -190,8 +191,8 @@ def explain(url: str, error: BaseException) -> FetchError:
     if isinstance(reason, socket.timeout):
         reason = "no answer in time"
     return FetchError(
-        f"{clean} cannot be reached from this node: {reason}. Check the model's source in llm_models; behind a proxy "
-        "set llm_http_proxy, llm_https_proxy and llm_no_proxy."
+        f"{clean} cannot be reached from this node: {reason}. Check the model's {option} in llm_models; behind a "
+        "proxy set llm_http_proxy, llm_https_proxy and llm_no_proxy."
     )
 
 
@@ -354,7 +355,8 @@ def _receive(
         if total is not None:
             require_space(os.path.dirname(partial.path), total - partial.size, split_credentials(url)[0])
         while True:
-            block = response.read(BLOCK)
+            # What is there at once, so that nothing is lost when it ceases.
+            block = response.read1(RECEIVE)
             if not block:
                 return total
             partial.write(block)

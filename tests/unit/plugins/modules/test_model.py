@@ -1,0 +1,627 @@
+# Copyright: (c) 2026, llm.cluster contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module run as Ansible runs it: against a file server that misbehaves, and a SIMULATED Ollama and registry."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible.module_utils import basic
+from ansible_collections.llm.cluster.plugins.module_utils import _fetch
+from ansible_collections.llm.cluster.plugins.module_utils._engines import _gguf_store, _reconcile, llama_cpp
+from ansible_collections.llm.cluster.plugins.modules import model
+from simulated import ollama
+from simulated._faults import Document, FaultyServer
+from simulated.registry import Registry
+
+Run = Callable[..., dict[str, Any]]
+
+OLD, NEW = (hashlib.shake_256(name.encode()).digest(300_000) for name in ("old", "new"))
+
+
+def digest_of(content: bytes) -> str:
+    return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs the module's main() with real arguments and returns what it prints."""
+
+    def run_module(check: bool = False, **arguments: Any) -> dict[str, Any]:
+        arguments["_ansible_check_mode"] = check
+        monkeypatch.setattr(basic, "_ANSIBLE_ARGS", json.dumps({"ANSIBLE_MODULE_ARGS": arguments}).encode())
+        monkeypatch.setattr(basic, "_ANSIBLE_PROFILE", "legacy", raising=False)
+        with pytest.raises(SystemExit):
+            model.main()
+        result: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return result
+
+    return run_module
+
+
+def everything(path: Path) -> list[str]:
+    return sorted(str(entry.relative_to(path)) for entry in path.rglob("*"))
+
+
+# --- llama.cpp ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mirror() -> Iterator[FaultyServer]:
+    server = FaultyServer()
+    server.documents = {"/old.gguf": Document(OLD), "/new.gguf": Document(NEW)}
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def have(run: Run, mirror: FaultyServer, store: Path) -> Run:
+    """Return a function that wants one model from the mirror on a llama.cpp node."""
+
+    def run_module(content: bytes, check: bool = False, path: str = "", **more: Any) -> dict[str, Any]:
+        path = path or ("/old.gguf" if content == OLD else "/new.gguf")
+        entry = {"name": "tiny:1", "digest": digest_of(content), "source": {"url": mirror.url + path}}
+        return run(check, engine="llama_cpp", models_dir=str(store), models=[entry], **{"network_timeout": 5, **more})
+
+    return run_module
+
+
+def served(store: Path) -> bytes:
+    return (store / "current" / "tiny-1.gguf").read_bytes()
+
+
+def test_check_apply_apply_check(have: Run, store: Path, mirror: FaultyServer, tmp_path: Path) -> None:
+    for content, before in ((OLD, ""), (NEW, digest_of(OLD))):
+        there = everything(tmp_path)
+        predicted = have(content, check=True)
+        assert everything(tmp_path) == there
+        assert predicted["changed"]
+        done = have(content)
+        assert done["changed"]
+        assert predicted["diff"] == done["diff"]
+        assert done["diff"]["after"] == f"tiny:1: {digest_of(content)}\n"
+        assert (done["models"][0]["digest_before"], done["models"][0]["digest_after"]) == (before, digest_of(content))
+        assert done["models"][0]["bytes"] == len(content)
+        assert served(store) == content
+        mirror.requests.clear()
+        for check in (False, True):
+            again = have(content, check=check)
+            assert not again["changed"]
+            assert again["diff"]["before"] == again["diff"]["after"]
+        assert mirror.requests == []
+    assert sorted(path.name for path in store.glob("sha256-*.gguf")) == sorted(
+        digest_of(content).replace(":", "-") + ".gguf" for content in (OLD, NEW)
+    )
+
+
+def test_a_verified_file_is_hashed_again_only_if_it_changed(
+    have: Run, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    have(OLD)
+    hashed: list[str] = []
+
+    def count(path: str) -> str:
+        hashed.append(path)
+        return real(path)
+
+    real = _gguf_store.sha256_file
+    monkeypatch.setattr(_gguf_store, "sha256_file", count)
+    have(OLD)
+    assert hashed == []
+    blob = next(store.glob("sha256-*.gguf"))
+    os.utime(blob, ns=(1, 1))
+    assert not have(OLD)["changed"]
+    assert hashed == [str(blob)]
+    assert not have(OLD)["changed"]
+    assert hashed == [str(blob)]
+
+
+@pytest.mark.parametrize("damage", ["other bytes", "shorter", "gone"])
+def test_a_damaged_file_is_fetched_again(have: Run, store: Path, damage: str) -> None:
+    have(OLD)
+    blob = next(store.glob("sha256-*.gguf"))
+    if damage == "gone":
+        blob.unlink()
+    else:
+        blob.write_bytes(OLD[:-1] + (b"?" if damage == "other bytes" else b""))
+    predicted = have(OLD, check=True)
+    assert predicted["changed"]
+    done = have(OLD)
+    assert done["changed"]
+    assert served(store) == OLD
+    assert not have(OLD)["changed"]
+
+
+def test_a_damaged_file_is_not_served_while_the_mirror_is_down(have: Run, store: Path, mirror: FaultyServer) -> None:
+    have(OLD)
+    next(store.glob("sha256-*.gguf")).write_bytes(b"damaged")
+    mirror.documents.clear()
+    assert "404" in have(OLD)["msg"]
+    assert not (store / "current" / "tiny-1.gguf").exists()
+
+
+def test_a_wrong_file_never_serves(have: Run, store: Path, mirror: FaultyServer, tmp_path: Path) -> None:
+    have(OLD)
+    failed = have(NEW, path="/old.gguf")
+    assert failed["failed"]
+    assert digest_of(OLD) in failed["msg"]
+    assert digest_of(NEW) in failed["msg"]
+    assert failed["models"][0]["digest_before"] == digest_of(OLD)
+    assert served(store) == OLD
+    assert not list((tmp_path / "partial").glob("*.part"))
+
+
+def test_a_broken_download_goes_on_in_the_next_run(
+    have: Run, store: Path, mirror: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    have(OLD)
+    monkeypatch.setattr(_fetch.time, "sleep", lambda seconds: None)
+    mirror.fault("/new.gguf", cut_after=100_000, times=1)
+    mirror.fault("/new.gguf", status=503)
+    failed = have(NEW)
+    assert failed["failed"]
+    assert "run again" in failed["msg"]
+    assert served(store) == OLD
+    assert [path.stat().st_size for path in (tmp_path / "partial").glob("*.part")] == [100_000]
+    mirror.clear_faults()
+    done = have(NEW)["models"][0]
+    assert (done["resumed"], done["bytes"]) == (100_000, 200_000)
+    assert served(store) == NEW
+
+
+@pytest.mark.parametrize(
+    ("free", "memory", "says"),
+    [
+        (200_000, 10**9, r"needs 300\.0 kB \(300000 bytes\) more.*200\.0 kB \(200000 bytes\) are free"),
+        (10**9, 200_000, r"300\.0 kB.*memory of 200\.0 kB.*models_check_memory"),
+    ],
+)
+def test_a_model_too_large_is_refused_before_anything_is_fetched(
+    have: Run,
+    tmp_path: Path,
+    mirror: FaultyServer,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    free: int,
+    memory: int,
+    says: str,
+) -> None:
+    monkeypatch.setattr(_reconcile, "free_bytes", lambda path: free)
+    monkeypatch.setattr(_reconcile, "total_memory", lambda: memory)
+    for check in (True, False):
+        failed = have(OLD, check=check)
+        assert failed["failed"]
+        assert re.search(says, failed["msg"])
+    assert [method for method, _, _ in mirror.requests] == ["HEAD", "HEAD"]
+    assert everything(tmp_path) == []
+    if memory < free:
+        assert have(OLD, check_memory=False)["changed"]
+
+
+def test_another_run_holds_the_store(have: Run, store: Path, tmp_path: Path) -> None:
+    have(OLD)
+    keeper = _gguf_store.GgufStore(str(store), str(tmp_path / "partial"))
+    with keeper.lock(1):
+        failed = have(NEW, lock_timeout=0.2)
+    assert str(os.getpid()) in failed["msg"]
+    assert have(NEW)["changed"]
+
+
+def test_absent(have: Run, run: Run, store: Path, mirror: FaultyServer) -> None:
+    have(OLD)
+    two = [
+        {"name": "tiny:1", "digest": digest_of(OLD)},
+        {"name": "twin", "digest": digest_of(OLD)},
+    ]
+    run(engine="llama_cpp", models_dir=str(store), models=two)
+    for name, left in (("tiny:1", 1), ("twin", 0)):
+        wanted = {"engine": "llama_cpp", "models_dir": str(store), "models": [{"name": name}], "state": "absent"}
+        assert run(check=True, **wanted)["changed"]
+        assert run(**wanted)["diff"] == {"before": f"{name}: {digest_of(OLD)}\n", "after": f"{name}: absent\n"}
+        assert not run(**wanted)["changed"]
+        assert len(list(store.glob("sha256-*.gguf"))) == left
+
+
+@pytest.mark.parametrize(
+    ("entry", "engine", "says"),
+    [
+        ({"name": "a", "source": {"url": "http://127.0.0.1:9/x"}}, "llama_cpp", "sha256sum"),
+        ({"name": "a", "digest": "sha256:12"}, "llama_cpp", "64 hexadecimal"),
+        ({"name": "a", "digest": digest_of(OLD)}, "llama_cpp", "neither source.url nor source.file"),
+        ({"name": "a", "source": {"registry": "a"}}, "llama_cpp", "not from a registry"),
+        ({"name": "a", "source": {"url": "http://x/"}}, "ollama", "source.registry"),
+        ({"name": "a", "digest": digest_of(OLD), "unit": "../a"}, "llama_cpp", "unit's name"),
+        ({"name": "a", "digest": digest_of(OLD), "source": {"url": "http://127.0.0.1:9/x"}}, "llama_cpp", "llm_models"),
+        ({"name": "a"}, "ollama", "systemctl status ollama"),
+    ],
+)
+def test_what_cannot_work_says_what_to_do(run: Run, store: Path, entry: dict, engine: str, says: str) -> None:
+    failed = run(engine=engine, models_dir=str(store), models=[entry], port=9)
+    assert failed["failed"]
+    assert says in failed["msg"]
+    assert not store.exists()
+
+
+def test_two_models_of_one_unit(run: Run, store: Path) -> None:
+    models = [{"name": name, "digest": digest_of(OLD)} for name in ("a:b", "a-b")]
+    assert "a:b and a-b" in run(engine="llama_cpp", models_dir=str(store), models=models)["msg"]
+
+
+def test_chunks_from_the_controller(run: Run, store: Path, tmp_path: Path) -> None:
+    entry = {"name": "tiny:1", "digest": digest_of(OLD), "size": len(OLD), "source": {"file": "/srv/tiny.gguf"}}
+    wanted = {"engine": "llama_cpp", "models_dir": str(store), "models": [entry]}
+    chunk = tmp_path / "chunk"
+
+    def append(at: int, content: bytes, digest: str = "") -> dict[str, Any]:
+        chunk.write_bytes(content)
+        transfer = {"step": "append", "digest": digest_of(OLD), "offset": at, "chunk": str(chunk)}
+        return run(**wanted, transfer={**transfer, "sha256": digest or digest_of(content)})
+
+    assert run(**wanted)["missing"] == [{"name": "tiny:1", "digest": digest_of(OLD), "have": 0, "size": len(OLD)}]
+    assert run(**wanted, check=True)["changed"]
+    assert append(0, OLD[:100_000])["have"] == 100_000
+    assert "damaged" in append(100_000, OLD[100_000:200_000], digest_of(b""))["msg"]
+    assert "another run" in append(200_000, OLD[200_000:])["msg"]
+    assert run(**wanted)["missing"][0]["have"] == 100_000
+    assert append(100_000, b"x" * 100_000)["have"] == 200_000
+    assert append(100_000, OLD[100_000:])["have"] == len(OLD)
+    done = run(**wanted)
+    assert done["changed"]
+    assert "missing" not in done
+    assert served(store) == OLD
+    assert not run(**wanted)["changed"]
+
+
+class Engine(ThreadingHTTPServer):
+    """Answers what the module asks a llama.cpp instance."""
+
+    daemon_threads = True
+    loading = 0
+    name = "tiny:1"
+    completes = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), EngineHandler)
+
+
+class EngineHandler(BaseHTTPRequestHandler):
+    server: Engine
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+    def answer(self, status: int, body: Any) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def do_GET(self) -> None:
+        if self.path == "/health" and self.server.loading:
+            self.server.loading -= 1
+            self.answer(503, {"error": {"message": "Loading model"}})
+            return
+        self.answer(200, {"status": "ok"} if self.path == "/health" else {"data": [{"id": self.server.name}]})
+
+    def do_POST(self) -> None:
+        assert json.loads(self.rfile.read(int(self.headers["Content-Length"])))["max_tokens"] == 1
+        if self.server.completes:
+            self.answer(200, {"choices": [{"text": " world"}]})
+        else:
+            self.answer(500, {"error": {"message": "out of memory"}})
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    with Engine() as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("condition", "says"),
+    [
+        ({"loading": 2}, ""),
+        ({"loading": 10_000}, "not healthy within 1 s"),
+        ({"name": "other"}, "serves other instead of tiny:1"),
+        ({"completes": False}, "fails a one-token prompt: 500: out of memory"),
+    ],
+)
+def test_loaded(have: Run, engine: Engine, condition: dict[str, Any], says: str) -> None:
+    have(OLD)
+    vars(engine).update(condition)
+    done = have(OLD, state="loaded", port=engine.server_address[1], timeout=1)
+    assert not done["changed"]
+    assert done.get("failed", False) == bool(says)
+    if says:
+        assert says in done["msg"]
+        assert "journalctl -u llama-cpp@tiny-1.service" in done["msg"]
+
+
+BOOT = "boot"
+RUNNING = llama_cpp.UnitState(installed=True, active=True, enabled=True, started=100.0)
+
+
+@pytest.mark.parametrize(
+    ("state", "switched", "need"),
+    [
+        (llama_cpp.UnitState(), {}, "install"),
+        (llama_cpp.UnitState(installed=True), {}, "start"),
+        (llama_cpp.UnitState(installed=True, active=True, started=100.0), {}, "start"),
+        (RUNNING, {}, ""),
+        (RUNNING, {"digest": "a", "boot": BOOT, "monotonic": 99.0}, ""),
+        (RUNNING, {"digest": "a", "boot": BOOT, "monotonic": 101.0}, "restart"),
+        (RUNNING, {"digest": "a", "boot": "an earlier one", "monotonic": 101.0}, ""),
+        (RUNNING, {"digest": "a"}, "restart"),
+        (RUNNING, {"digest": "b", "boot": BOOT, "monotonic": 99.0}, "restart"),
+    ],
+)
+def test_what_an_instance_needs(state: llama_cpp.UnitState, switched: dict[str, Any], need: str) -> None:
+    assert llama_cpp.unit_needs(state, "a", switched, BOOT) == need
+
+
+def test_instances_are_named(have: Run, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama_cpp, "unit_states", lambda units: dict.fromkeys(units, RUNNING))
+    assert have(OLD, check=True)["restart_units"] == ["tiny-1"]
+    assert have(OLD)["restart_units"] == ["tiny-1"]
+    assert have(OLD)["restart_units"] == ["tiny-1"]
+    failed = have(OLD, state="loaded", port=engine.server_address[1], timeout=1)
+    assert "Restart it" in failed["msg"]
+    later = llama_cpp.UnitState(installed=True, active=True, enabled=True, started=1e12)
+    monkeypatch.setattr(llama_cpp, "unit_states", lambda units: dict.fromkeys(units, later))
+    done = have(OLD, state="loaded", port=engine.server_address[1], timeout=5)
+    assert done["restart_units"] == []
+    assert not done["changed"]
+
+
+def test_systemctl_is_understood() -> None:
+    text = (
+        "Id=llama-cpp@a.service\nLoadState=loaded\nActiveState=active\nUnitFileState=enabled\n"
+        "ExecMainStartTimestampMonotonic=12500000\n\n"
+        "Id=llama-cpp@b.service\nLoadState=not-found\nActiveState=inactive\nUnitFileState=\n"
+        "ExecMainStartTimestampMonotonic=0\n"
+    )
+    assert llama_cpp.parse_units(text) == {
+        "llama-cpp@a.service": llama_cpp.UnitState(installed=True, active=True, enabled=True, started=12.5),
+        "llama-cpp@b.service": llama_cpp.UnitState(),
+    }
+
+
+# --- Ollama ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    server = Registry()
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ollama.Server]:
+    monkeypatch.setenv("OLLAMA_NOPRUNE", "1")
+    monkeypatch.setattr(_fetch.time, "sleep", lambda seconds: None)
+    server = ollama.Server(("127.0.0.1", 0), ollama.Store(tmp_path / "ollama"))
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def pull(run: Run, node: ollama.Server, registry: Registry, tmp_path: Path) -> Run:
+    """Return a function that wants one model from the registry on an Ollama node."""
+
+    def run_module(digest: str = "", name: str = "", check: bool = False, **more: Any) -> dict[str, Any]:
+        mirrored = f"{registry.netloc}/library/tiny:1"
+        entry = {"name": name or mirrored, "digest": digest, "source": {"registry": mirrored}, "insecure": True}
+        fixed = {"engine": "ollama", "port": node.server_address[1], "models_dir": str(tmp_path / "ollama")}
+        return run(check, models=[entry], **fixed, **{"network_timeout": 5, **more})
+
+    return run_module
+
+
+def names(node: ollama.Server) -> dict[str, str]:
+    return {found.name.short(): "sha256:" + found.digest for found in node.store.models()}
+
+
+@pytest.mark.parametrize("name", ["", "tiny:1", "mine/tiny"])
+def test_ollama_check_apply_apply_check(pull: Run, node: ollama.Server, registry: Registry, name: str) -> None:
+    shown = {"": f"{registry.netloc}/library/tiny:1", "mine/tiny": "mine/tiny:latest"}.get(name, name)
+    before = ""
+    for content in (b"one" * 50_000, b"two" * 50_000):
+        digest = registry.publish("tiny:1", content).digest
+        predicted = pull(digest, name, check=True)
+        assert names(node) == ({shown: before} if before else {})
+        done = pull(digest, name)
+        assert done["changed"]
+        assert done["diff"] == predicted["diff"]
+        assert (done["models"][0]["digest_before"], done["models"][0]["digest_after"]) == (before, digest)
+        assert names(node) == {shown: digest}
+        registry.requests.clear()
+        for check in (False, True):
+            assert not pull(digest, name, check=check)["changed"]
+            assert not pull(digest.replace("sha256:", ""), name, check=check)["changed"]
+        assert not pull("", name)["changed"]
+        assert registry.requests == []
+        before = digest
+
+
+@pytest.mark.parametrize("name", ["", "tiny:1"])
+def test_a_tag_that_moved_is_refused_before_it_is_pulled(
+    pull: Run, node: ollama.Server, registry: Registry, name: str
+) -> None:
+    wanted = registry.publish("tiny:1", b"one" * 50_000).digest
+    pull(wanted, name)
+    there = names(node)
+    moved = registry.publish("tiny:1", b"two" * 50_000).digest
+    registry.requests.clear()
+    assert not pull(wanted, name)["changed"]
+    for check in (True, False):
+        failed = pull("sha256:" + "0" * 64, name, check=check)
+        assert "0" * 64 in failed["msg"]
+        assert moved in failed["msg"]
+        assert wanted in failed["msg"]
+    assert names(node) == there
+    assert {path for _, path, _ in registry.requests} == {"/v2/library/tiny/manifests/1"}
+
+
+@pytest.mark.parametrize("name", ["", "tiny:1"])
+@pytest.mark.parametrize("served_before", [True, False])
+def test_a_tag_that_moves_between_question_and_pull(
+    pull: Run,
+    node: ollama.Server,
+    registry: Registry,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    name: str,
+    served_before: bool,
+) -> None:
+    first = registry.publish("tiny:1", b"one" * 50_000).digest
+    if served_before:
+        pull(first, name)
+    there = names(node)
+    wanted = registry.publish("tiny:1", b"two" * 50_000).digest
+    real = ollama.pull
+
+    def moving(*args: Any) -> Iterator[Any]:
+        registry.publish("tiny:1", b"three" * 50_000)
+        return real(*args)
+
+    monkeypatch.setattr(ollama, "pull", moving)
+    failed = pull(wanted, name)
+    assert failed["failed"]
+    assert wanted in failed["msg"]
+    assert names(node) == there
+
+
+def test_an_error_inside_the_stream_is_an_error(pull: Run, node: ollama.Server, registry: Registry) -> None:
+    published = registry.publish("tiny:1", b"one" * 50_000)
+    registry.fault(f"/v2/library/tiny/blobs/{published.blobs[0]}", wrong_bytes=True)
+    failed = pull(published.digest)
+    assert "digest mismatch" in failed["msg"]
+    assert names(node) == {}
+    registry.clear_faults()
+    assert pull(published.digest)["changed"]
+    assert names(node)
+
+
+def test_a_pull_that_ends_without_success_is_none(
+    pull: Run, node: ollama.Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = registry.publish("tiny:1", b"one" * 50_000).digest
+    real = ollama.pull
+    tries: list[int] = []
+
+    def broken(*args: Any) -> Iterator[Any]:
+        tries.append(1)
+        steps = real(*args)
+        yield next(steps)
+        if len(tries) > 3:
+            yield from steps
+
+    monkeypatch.setattr(ollama, "pull", broken)
+    failed = pull(digest)
+    assert "failed 3 times" in failed["msg"]
+    assert "without success" in failed["msg"]
+    assert pull(digest)["changed"]
+
+
+def test_a_pull_in_which_nothing_moves(
+    pull: Run, node: ollama.Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = registry.publish("tiny:1", b"one" * 50_000).digest
+    wait = threading.Event()
+
+    def still(*args: Any) -> Iterator[Any]:
+        while not wait.wait(0.05):
+            yield {"status": "pulling abc", "digest": digest, "total": 100, "completed": 10}
+
+    monkeypatch.setattr(ollama, "pull", still)
+    failed = pull(digest, network_timeout=0.3)
+    wait.set()
+    assert "nothing moved for 0 s" in failed["msg"]
+    assert "run again" in failed["msg"]
+
+
+def test_ollama_disk_is_checked_before(
+    pull: Run, node: ollama.Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = registry.publish("tiny:1", b"one" * 50_000).digest
+    monkeypatch.setattr(_reconcile, "free_bytes", lambda path: 100_000)
+    assert "are free" in pull(digest)["msg"]
+    assert names(node) == {}
+
+
+def test_a_registry_that_is_not_there(run: Run, node: ollama.Server) -> None:
+    models = [{"name": "a", "source": {"registry": "127.0.0.1:9/library/a:1"}, "insecure": True}]
+    failed = run(engine="ollama", port=node.server_address[1], models=models)
+    assert "http://127.0.0.1:9/v2/library/a/manifests/1" in failed["msg"]
+    assert "source.registry" in failed["msg"]
+
+
+def test_check_mode_before_ollama_is_installed(run: Run, registry: Registry) -> None:
+    digest = registry.publish("tiny:1").digest
+    entry = {"name": "a", "digest": digest, "source": {"registry": f"{registry.netloc}/library/tiny:1"}}
+    done = run(check=True, engine="ollama", port=9, models=[{**entry, "insecure": True}])
+    assert done["changed"]
+    assert done["models"][0]["note"] == "Ollama does not answer yet"
+
+
+def test_ollama_loaded(pull: Run, node: ollama.Server, registry: Registry) -> None:
+    first = registry.publish("tiny:1", b"one" * 50_000).digest
+    done = pull(first, "tiny:1", state="loaded")
+    assert done["diff"]["after"] == f"tiny:1: {first}, in memory\n"
+    again = pull(first, "tiny:1", state="loaded")
+    assert not again["changed"]
+    second = registry.publish("tiny:1", b"two" * 50_000).digest
+    assert pull(second, "tiny:1", state="loaded")["changed"]
+    assert not pull(second, "tiny:1", state="loaded", check=True)["changed"]
+
+
+def test_ollama_absent(pull: Run, node: ollama.Server, registry: Registry) -> None:
+    pull(registry.publish("tiny:1").digest, "tiny:1")
+    assert pull(name="tiny:1", state="absent", check=True)["changed"]
+    assert names(node)
+    assert pull(name="tiny:1", state="absent")["changed"]
+    assert names(node) == {}
+    assert not pull(name="tiny:1", state="absent")["changed"]
+
+
+# --- what is written about it ---------------------------------------------------------------------------------------
+
+
+def test_documentation_and_options_agree() -> None:
+    def shape(options: dict[str, Any], inner: str) -> dict[str, Any]:
+        return {
+            name: (
+                option["type"],
+                option.get("required", False),
+                option.get("default"),
+                option.get("choices"),
+                shape(option[inner], inner) if inner in option else None,
+            )
+            for name, option in options.items()
+        }
+
+    documented = yaml.safe_load(model.DOCUMENTATION)["options"]
+    assert shape(documented, "suboptions") == shape(model.OPTIONS, "options")
+    yaml.safe_load(model.EXAMPLES)
+    yaml.safe_load(model.RETURN)
