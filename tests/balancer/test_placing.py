@@ -74,7 +74,7 @@ def test_waits_for_a_slot_then_503(balancer, engine):
 
 
 def test_busy_model_does_not_block_another(balancer, engine):
-    slow, other = engine("slow", models=["m"], service_time=1, peer={"slots": 1}), engine("other", models=["n"])
+    slow, other = engine("slow", models=["m"], service_time=0.4, peer={"slots": 1}), engine("other", models=["n"])
     balancer.put(table(slow, other))
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         waiting = [pool.submit(balancer.chat) for _ in range(3)]
@@ -82,7 +82,7 @@ def test_busy_model_does_not_block_another(balancer, engine):
         started = time.monotonic()
         assert balancer.chat(model="n").status == 200
         assert time.monotonic() - started < 0.3
-        assert [each.result().status for each in waiting] == [200, 200, 200] or True
+        assert [each.result().status for each in waiting] == [200, 200, 200]
 
 
 def test_slotless_routes_answer_while_all_slots_are_taken(balancer, engine):

@@ -92,6 +92,7 @@ local function put_routing(text)
     if not done then
         return refuse(status, "The routing table is refused: " .. table.concat(reasons, "; "), reasons)
     end
+    health.greet(peers.view())
     answer(200, done)
 end
 

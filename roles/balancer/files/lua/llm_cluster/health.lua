@@ -14,8 +14,9 @@ local slots = require "llm_cluster.slots"
 local M = {}
 
 local DICT = "llm_state"
-local TICK = 0.2              -- seconds between two rounds
+local TICK = 0.2              -- seconds between two rounds at most
 local LEASE = 2               -- seconds that the probing worker's right lasts without renewal
+local SWEEP = 0.5             -- seconds between two looks for dead workers
 local MAX_HOLD = 60           -- seconds
 local FLAP_MEMORY = 120       -- seconds after a hold-down in which another ejection counts as flapping
 local MAX_PROBE_ANSWER = 65536
@@ -127,6 +128,7 @@ end
 
 local probing = {} -- peer id → true while a probe runs
 local due = {}     -- peer id → ngx.now() of the next probe
+local sweep_at = 0
 
 local function probe(premature, peer, limits)
     if premature then
@@ -146,21 +148,40 @@ local function probe(premature, peer, limits)
     probing[peer.id] = nil
 end
 
-local function round()
-    local view = peers.view()
-    local now = ngx.now()
-    for _, peer in ipairs(view and view.peers or {}) do
-        local id = peer.id
-        if not probing[id] and now >= (due[id] or 0) then
-            due[id] = now + view.limits.probe_interval
-            probing[id] = true
-            local ok, err = ngx.timer.at(0, probe, peer, view.limits)
-            if not ok then
-                probing[id] = nil
-                ngx.log(ngx.ERR, "probe of ", id, " not started: ", err)
-            end
+local function start_probe(peer, limits)
+    local id = peer.id
+    due[id] = ngx.now() + limits.probe_interval
+    probing[id] = true
+    local ok, err = ngx.timer.at(0, probe, peer, limits)
+    if not ok then
+        probing[id] = nil
+        ngx.log(ngx.ERR, "probe of ", id, " not started: ", err)
+    end
+end
+
+--- Probe peers that nobody knows yet now rather than at the next round.
+function M.greet(view)
+    for _, peer in ipairs(view.peers) do
+        if not dict():get("health:" .. peer.id) and not probing[peer.id] then
+            start_probe(peer, view.limits)
         end
     end
+end
+
+--- Probe who is due. @return seconds until the next one is
+local function round()
+    local view = peers.view()
+    local now, wait = ngx.now(), TICK
+    for _, peer in ipairs(view and view.peers or {}) do
+        local id = peer.id
+        if not probing[id] then
+            if now >= (due[id] or 0) then
+                start_probe(peer, view.limits)
+            end
+            wait = math.min(wait, due[id] - now)
+        end
+    end
+    return math.max(wait, 0.01)
 end
 
 local function tick(premature)
@@ -171,17 +192,23 @@ local function tick(premature)
         end
         return
     end
+    local wait = TICK
     if d:get("lease") == pid or d:add("lease", pid, LEASE) then
         d:set("lease", pid, LEASE)
-        slots.sweep()
-        local ok, err = pcall(round)
-        if not ok then
-            ngx.log(ngx.ERR, "probes: ", err)
+        if ngx.now() >= sweep_at then
+            sweep_at = ngx.now() + SWEEP
+            slots.sweep()
+        end
+        local ok, result = pcall(round)
+        if ok then
+            wait = result
+        else
+            ngx.log(ngx.ERR, "probes: ", result)
         end
     else
         due = {}
     end
-    local ok, err = ngx.timer.at(TICK, tick)
+    local ok, err = ngx.timer.at(wait, tick)
     if not ok then
         ngx.log(ngx.ERR, "probes stop in this worker: ", err)
     end
