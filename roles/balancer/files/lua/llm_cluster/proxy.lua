@@ -524,6 +524,10 @@ function KINDS.tags(ctx, view, route)
 end
 KINDS.ps = KINDS.tags
 
+function KINDS.health(_, view)
+    return send_json(lists.health(view))
+end
+
 function KINDS.version(ctx, view)
     local body, err = lists.version(view)
     if not body then
@@ -548,8 +552,8 @@ function M.run()
     if not route or route.engine and not (view and view.engines[route.engine]) then
         return fail(ctx, errors.new(404, "not_found", "There is nothing here for " .. method .. " " .. path .. "."))
     end
-    if route.kind == "health" then
-        return send_json(lists.health(view))
+    if route.open then
+        return KINDS[route.kind](ctx, view)
     end
     if not view then
         return fail(ctx, errors.new(503, "no_routing", "The balancer has not been given a routing table yet.",
