@@ -102,7 +102,7 @@ def nginx_state(nginx_conf: Path, marker: str) -> dict[str, Any]:
     text = text_of(nginx_conf)
     kind = conf_kind(text, marker, version is None or str(nginx_conf) in changed)
     return {
-        "installed": os.path.exists(NGINX),
+        "installed": Path(NGINX).exists(),
         "packaged": version is not None,
         "conf": kind,
         "serves": [] if kind == "ours" else served_elsewhere(nginx_conf.parent, changed),
@@ -144,9 +144,7 @@ def unit_of(cgroups: str) -> str:
 
 def foreign_listener(port: int, proc: Path) -> dict[str, Any] | None:
     """Return the process that listens on the port and is not nginx.service's, or None."""
-    inodes = [
-        inode for name in ("tcp", "tcp6") for inode in listening_inodes(text_of(proc / "net" / name) or "", port)
-    ]
+    inodes = [inode for name in ("tcp", "tcp6") for inode in listening_inodes(text_of(proc / "net" / name) or "", port)]
     for inode in inodes:
         owner = owner_of(inode, proc)
         if owner is None or owner["unit"] != "nginx.service":
@@ -215,8 +213,8 @@ def main() -> None:
         "listener": foreign_listener(int(wanted["port"]), Path("/proc")),
         "lua": lua_state(Path(wanted["lua_root"]), Path(wanted["lua_directory"]), wanted["lua_files"]),
         "certificate": certificate_state(wanted) if wanted["certificate"] else None,
-        "missing_directories": [path for path in wanted["directories"] if not os.path.isdir(path)],
-        "missing_files": [path for path in wanted["files"] if not os.path.isfile(path)],
+        "missing_directories": [path for path in wanted["directories"] if not Path(path).is_dir()],
+        "missing_files": [path for path in wanted["files"] if not Path(path).is_file()],
         "recorded": record is not None,
         "not_loaded": not_loaded(record),
     }

@@ -54,13 +54,10 @@ def main() -> None:
         # A common name has at most 64 characters; clients look at the alternative names only.
         text = CONFIGURATION.format(common_name=names[0][:64], names=alternative_names(names))
         configuration.write_text(text, encoding="utf-8")
-        subprocess.run(
-            ["openssl", "req", "-x509", "-config", str(configuration), "-days", days, "-nodes"]
-            + ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-sha256"]
-            + ["-keyout", str(aside / "key"), "-out", str(aside / "crt")],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+        command = ["openssl", "req", "-x509", "-config", str(configuration), "-days", days, "-sha256", "-nodes"]
+        command += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+        command += ["-keyout", str(aside / "key"), "-out", str(aside / "crt")]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         (aside / "crt").chmod(0o644)
         (aside / "key").replace(key)
         (aside / "crt").replace(certificate)
