@@ -283,7 +283,6 @@ def serve(params: Any, library: Any) -> NoReturn:
     # the unit lets requests finish before it sends the signal.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    print(f"llama-server: listening on {server.listening_address}", file=sys.stderr, flush=True)
     while True:
         signal.pause()
 
