@@ -87,6 +87,15 @@ def copy_range(source: str, offset: int, length: int, target: str) -> str:
     return "sha256:" + hasher.hexdigest()
 
 
+def account(answer: dict[str, Any], sent: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Write into the module's answer what only the controller knows: how much was sent, how much was there already."""
+    for model in answer.get("models") or []:
+        item = sent.get(model["digest_after"])
+        if item and model["changed"]:
+            model.update(bytes=item["size"] - item["have"], resumed=item["have"])
+    return answer
+
+
 class ActionModule(ActionBase):
     """Run the module, and send what it misses."""
 
@@ -106,9 +115,12 @@ class ActionModule(ActionBase):
             # What is known of a background job comes too late to send it files.
             first = {**args, "transfer": {"step": "ask"}} if wrap_async else args
             answer = self._module(first, task_vars)
-            sent = self._send_missing(args, answer, files, task_vars)
-            if answer.get("failed") or not (sent or wrap_async):
+            missing = {item["digest"]: item for item in answer.get("missing") or []}
+            for digest, item in missing.items():
+                self._send(args, item, files[digest], task_vars)
+            if answer.get("failed") or not (missing or wrap_async):
                 return merge_hash(result, answer)
+            return merge_hash(result, account(self._module(args, task_vars, wrap_async), missing))
         return merge_hash(result, self._module(args, task_vars, wrap_async))
 
     def _module(self, args: dict[str, Any], task_vars: Any, wrap_async: bool = False) -> dict[str, Any]:
@@ -159,15 +171,6 @@ class ActionModule(ActionBase):
                 "that was saved instead of the file, fetch the file again."
             )
         return path
-
-    def _send_missing(
-        self, args: dict[str, Any], answer: dict[str, Any], files: dict[str, str], task_vars: Any
-    ) -> bool:
-        """Send the files that the module misses; return whether there were any."""
-        missing = {item["digest"]: item for item in answer.get("missing") or []}
-        for digest, item in missing.items():
-            self._send(args, item, files[digest], task_vars)
-        return bool(missing)
 
     def _send(self, args: dict[str, Any], item: dict[str, Any], path: str, task_vars: Any) -> None:
         host = self._task_host(task_vars)

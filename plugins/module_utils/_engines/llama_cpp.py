@@ -28,7 +28,9 @@ from ansible_collections.llm.cluster.plugins.module_utils._engines import (
     call_engine,
 )
 
-_PROPERTIES = ("Id", "LoadState", "ActiveState", "UnitFileState", "ExecMainStartTimestampMonotonic")
+_PROPERTIES = ("Id", "LoadState", "ActiveState", "UnitFileState", "ExecMainStartTimestampMonotonic", "NRestarts")
+# An instance that died so often while it was waited for won't come up.
+CRASHES = 3
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class UnitState:
     failed: bool = False
     enabled: bool = False
     started: float = 0.0
+    restarts: int = 0
 
 
 def service(unit: str) -> str:
@@ -59,6 +62,7 @@ def parse_units(text: str) -> dict[str, UnitState]:
                 failed=values.get("ActiveState") == "failed",
                 enabled=values.get("UnitFileState") in ("enabled", "enabled-runtime"),
                 started=int(values.get("ExecMainStartTimestampMonotonic") or 0) / 1e6,
+                restarts=int(values.get("NRestarts") or 0),
             )
     return states
 
@@ -208,15 +212,18 @@ class LlamaCpp:
     def _wait_healthy(self, spec: ModelSpec, deadline: float) -> None:
         base = base_url(spec)
         pause = 0.1
+        first: UnitState | None = None
         while True:
             try:
                 call_engine(base, "GET", "/health", timeout=5)
                 return
             except (OSError, ValueError, http.client.HTTPException, AnswerError) as error:
                 last = error
-            failed = unit_states([spec.unit]).get(spec.unit, UnitState()).failed
+            state = unit_states([spec.unit]).get(spec.unit, UnitState())
+            first = first or state
+            failed = state.failed or state.restarts - first.restarts >= CRASHES
             if failed or time.monotonic() + pause > deadline:
-                why = "its instance failed" if failed else f"not healthy within {self.settings.timeout:.0f} s"
+                why = "its instance dies" if failed else f"not healthy within {self.settings.timeout:.0f} s"
                 raise EngineError(f"{spec.name} at {base}: {why} (last: {last}); {self._journal(spec)}") from last
             time.sleep(pause)
             pause = min(pause * 2, 1.0)
