@@ -144,6 +144,7 @@ def test_no_model_and_no_default(balancer, engine):
         b'{"a":' + b"[" * 100000 + b"]" * 100000 + b"}", b'{"a":' + b"[" * 1000000, b'{"a" 1}', b'{"a":\x00}', b"\xff\xfe{}",
         b'{"model":"' + b"m" * 5000 + b'"}',
     ],
+    ids=lambda body: repr(body[:24]),
 )  # fmt: skip
 def test_malformed_bodies_are_400(balancer, engine, body):
     one = engine()
