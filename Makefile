@@ -1,6 +1,6 @@
 # llm.cluster: every target does the set-up it needs. The two to know: make demo, make test.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down check lint unit lua test lock build clean
+.PHONY: help demo demo-down check lint unit lua test reference lock build clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -30,6 +30,9 @@ lua: $(VENV)/.test ## Lua: linter, pure files under busted, the rest in a real n
 
 test: $(VENV)/.test ## Everything: linters, unit, Lua, roles under Molecule, the demo cluster end to end
 	@python tests/run.py all
+
+reference: $(VENV)/.run ## Write docs/reference.md anew
+	@python docs/generate_reference.py
 
 build: $(VENV)/.test ## The collection's tarball, in .build/
 	@ansible-galaxy collection build --force --output-path .build

@@ -17,7 +17,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / ".build" / "results"
-PYTHON_FOLDERS = ["plugins", "tests", "molecule", "roles"]
 
 
 @dataclass
