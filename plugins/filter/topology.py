@@ -37,6 +37,12 @@ def host_address(host_vars: Mapping[str, Any]) -> str:
     return address
 
 
+def endpoint_url(balancers: list[str], hostvars: HostVars, tls: bool, port: int) -> str:
+    """Return the first balancer's URL; empty when there is none or its address isn't known (yet)."""
+    address = _topology.address_of(hostvars[balancers[0]]) if balancers else None
+    return _topology.url_of(address, port, tls) if address else ""
+
+
 def node_peers(node: str, host_vars: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the peers of one node."""
     return _topology.node_peers(node, host_vars, cluster_defaults())
@@ -63,6 +69,7 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
             "cluster_peers": cluster_peers,
+            "endpoint_url": endpoint_url,
             "host_address": host_address,
             "inventory_problems": inventory_problems,
             "inventory_warnings": inventory_warnings,

@@ -45,6 +45,13 @@ def address_of(host_vars: Mapping[str, Any]) -> str | None:
     return (facts.get("default_ipv4") or {}).get("address") or (facts.get("default_ipv6") or {}).get("address")
 
 
+def url_of(address: str, port: int, tls: bool = False) -> str:
+    """Return the URL of an address and port: IPv6 in brackets, the scheme's own port left out."""
+    scheme, usual = ("https", 443) if tls else ("http", 80)
+    host = f"[{address}]" if ":" in address else address
+    return f"{scheme}://{host}" + ("" if int(port) == usual else f":{port}")
+
+
 def unit_name(model: str) -> str:
     """Return the model's name as a part of a systemd unit or file name: ``gemma3:270m`` → ``gemma3-270m``."""
     return re.sub(r"[^a-z0-9.]+", "-", model.lower()).strip("-.") or "model"

@@ -8,10 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-
-def bracketed(address: str) -> str:
-    """Return the address as it stands in a URL: IPv6 in brackets."""
-    return f"[{address}]" if ":" in address else address
+from ansible_collections.llm.cluster.plugins.module_utils._topology import url_of
 
 
 def peer_questions(peers: list[dict[str, Any]], prompt: str, max_tokens: int) -> list[dict[str, Any]]:
@@ -19,7 +16,7 @@ def peer_questions(peers: list[dict[str, Any]], prompt: str, max_tokens: int) ->
     return [
         {
             "name": peer["name"],
-            "url": f"http://{bracketed(peer['address'])}:{peer['port']}",
+            "url": url_of(peer["address"], peer["port"]),
             "model": model["name"],
             "prompt": prompt,
             "max_tokens": max_tokens,

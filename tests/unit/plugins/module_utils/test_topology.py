@@ -39,6 +39,19 @@ def test_address_of_prefers_the_inventory(variables: dict[str, Any], expected: s
 
 
 @pytest.mark.parametrize(
+    ("arguments", "url"),
+    [
+        (("192.0.2.1", 80), "http://192.0.2.1"),
+        (("192.0.2.1", 8000), "http://192.0.2.1:8000"),
+        (("2001:db8::1", 443, True), "https://[2001:db8::1]"),
+        (("llm.example.com", "8443", True), "https://llm.example.com:8443"),
+    ],
+)
+def test_urls_are_as_short_as_can_be(arguments: tuple[Any, ...], url: str) -> None:
+    assert topology.url_of(*arguments) == url
+
+
+@pytest.mark.parametrize(
     ("model", "unit"),
     [("gemma3:270m", "gemma3-270m"), ("org/Name_V2:Q4", "org-name-v2-q4"), ("../etc", "etc"), (":::", "model")],
 )
