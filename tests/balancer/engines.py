@@ -1,9 +1,10 @@
 # Copyright: (c) 2026, llm.cluster contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""SIMULATED engines for the balancer's tests: they speak as much of llama.cpp's and Ollama's HTTP as the tests need, and fail on demand.
+"""SIMULATED engines for the balancer's tests.
 
-They are not the real thing and prove nothing about it; the end-to-end tests use real llama.cpp. What they give is exact service
-times, exact bytes, and faults at a chosen moment. Plain sockets and threads, so that a test can break any byte.
+They speak as much of llama.cpp's and Ollama's HTTP as the tests need, and fail on demand. They are not the real thing
+and prove nothing about it; the end-to-end tests use real llama.cpp. What they give is exact service times, exact bytes, and
+faults at a chosen moment. Plain sockets and threads, so that a test can break any byte.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import struct
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import Any, BinaryIO
 
 
 @dataclass
@@ -34,8 +36,9 @@ class Seen:
 class Engine:
     """One simulated engine on a port of its own.
 
-    mode: ok | error500 | busy503 | busy429 | bad400 | not501 | die (closes before any byte) | die_in_head | die_in_body | garbage | silent |
-    two_lengths | endless_head | break_stream (after two events) | end_stream (clean end without its marker) | stall_stream
+    mode: ok | error500 | busy503 | busy429 | bad400 | not501 | die (closes before any byte) | die_in_head |
+    die_in_body | garbage | silent | two_lengths | endless_head | break_stream (after two events) |
+    end_stream (clean end without its marker) | stall_stream
     health: ok | loading (503) | silent
     """
 
@@ -50,6 +53,7 @@ class Engine:
     keep_alive: bool = True
     port: int = 0
     retry_after: str | None = None
+    peer: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.seen: list[Seen] = []
@@ -123,14 +127,14 @@ class Engine:
                 reader.close()
                 sock.close()
 
-    def _one(self, sock: socket.socket, reader) -> bool:
+    def _one(self, sock: socket.socket, reader: BinaryIO) -> bool:
         line = reader.readline()
         if not line:
             return False
         method, path, _ = line.decode().split(" ", 2)
-        headers = {}
-        while (line := reader.readline().decode()).strip():
-            name, _, value = line.partition(":")
+        headers: dict[str, str] = {}
+        while (text := reader.readline().decode()).strip():
+            name, _, value = text.partition(":")
             headers[name.strip().lower()] = value.strip()
         body = reader.read(int(headers.get("content-length", 0)))
         if method == "GET":
@@ -186,7 +190,7 @@ class Engine:
 
     def _json(self, sock: socket.socket, value: object, status: int = 200, extra: str = "") -> None:
         data = json.dumps(value).encode()
-        head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\nServer: sim\r\n{extra}\r\n"
+        head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n{extra}\r\n"
         sock.sendall(head.encode() + data)
 
     def _post(self, sock: socket.socket, seen: Seen) -> bool:
@@ -203,7 +207,7 @@ class Engine:
             return False
         if mode == "die_in_body":
             seen.outcome = "cut"
-            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{\"a\":")
+            sock.sendall(b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"a":')
             sock.shutdown(socket.SHUT_WR)
             return False
         if mode == "garbage":
@@ -238,18 +242,23 @@ class Engine:
     def events(self, path: str) -> list[bytes]:
         """The stream that this engine sends, event by event."""
         if path.startswith("/api/"):
-            lines = [{"model": "m", "message": {"content": f"t{i} \"done\":true"}, "done": False} for i in range(self.tokens)]
+            lines = [
+                {"model": "m", "message": {"content": f't{i} "done":true'}, "done": False} for i in range(self.tokens)
+            ]
             return [json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n" for line in lines] + [
                 b'{"model":"m","done":true,"eval_count":5}\n'
             ]
         if path == "/v1/responses":
-            deltas = [b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","delta":"t"}\n\n'] * self.tokens
+            deltas = [
+                b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","delta":"t"}\n\n'
+            ] * self.tokens
             return [*deltas, b'event: response.completed\ndata: {"type":"response.completed"}\n\n']
         if path == "/v1/messages":
             deltas = [b'event: content_block_delta\ndata: {"type":"content_block_delta"}\n\n'] * self.tokens
             return [*deltas, b'event: message_stop\ndata: {"type":"message_stop"}\n\n']
         chunks = [
-            b'data: {"choices":[{"delta":{"content":"t%d \xc3\xa9 [DONE]\\n\\ndata: [DONE]"}}],"from":"%s"}\n\n' % (i, self.name.encode())
+            b'data: {"choices":[{"delta":{"content":"t%d \xc3\xa9 [DONE]\\n\\ndata: [DONE]"}}],"from":"%s"}\n\n'
+            % (i, self.name.encode())
             for i in range(self.tokens)
         ]
         return [*chunks, b"data: [DONE]\n\n"]
@@ -258,8 +267,15 @@ class Engine:
         asked = json.loads(seen.body)
         default = seen.path in ("/api/chat", "/api/generate")
         if not asked.get("stream", default):
-            self._json(sock, {"object": "chat.completion", "model": asked.get("model"), "from": self.name,
-                              "choices": [{"message": {"role": "assistant", "content": "hello"}}]})
+            self._json(
+                sock,
+                {
+                    "object": "chat.completion",
+                    "model": asked.get("model"),
+                    "from": self.name,
+                    "choices": [{"message": {"role": "assistant", "content": "hello"}}],
+                },
+            )
             return True
         kind = "application/x-ndjson" if seen.path.startswith("/api/") else "text/event-stream"
         sock.sendall(f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())

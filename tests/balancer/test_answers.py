@@ -8,14 +8,15 @@ import json
 import socket
 import threading
 import time
+from typing import Any
 
 import pytest
-from conftest import KEY, table, wait_for
+from balancer.harness import KEY, Balancer, MakeEngine, table, wait_for
 
 PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"]
 
 
-def read_stream(balancer, path: str, body: dict) -> tuple[list[tuple[float, bytes]], bytes]:
+def read_stream(balancer: Balancer, path: str, body: dict) -> tuple[list[tuple[float, bytes]], bytes]:
     """The pieces of a streamed answer, each with the seconds since the request, and the whole."""
     connection = balancer.connection()
     started = time.monotonic()
@@ -31,7 +32,7 @@ def read_stream(balancer, path: str, body: dict) -> tuple[list[tuple[float, byte
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_sse_is_relayed_unchanged_and_at_once(balancer, engine, path):
+def test_sse_is_relayed_unchanged_and_at_once(balancer: Balancer, engine: MakeEngine, path: str) -> None:
     one = engine(tokens=5, gap=0.1)
     balancer.put(table(one))
     pieces, whole = read_stream(balancer, path, {"model": "m", "stream": True})
@@ -44,7 +45,7 @@ def test_sse_is_relayed_unchanged_and_at_once(balancer, engine, path):
 
 
 @pytest.mark.parametrize("body", [{"model": "m"}, {"model": "m", "stream": True}])
-def test_ndjson_is_relayed_unchanged_and_at_once(balancer, engine, body):
+def test_ndjson_is_relayed_unchanged_and_at_once(balancer: Balancer, engine: MakeEngine, body: Any) -> None:
     one = engine(kind="ollama", tokens=5, gap=0.1)
     balancer.put(table(one))
     pieces, whole = read_stream(balancer, "/api/chat", body)
@@ -53,7 +54,7 @@ def test_ndjson_is_relayed_unchanged_and_at_once(balancer, engine, body):
     assert pieces[0][0] < 0.15
 
 
-def test_plain_answer_is_unchanged(balancer, engine):
+def test_plain_answer_is_unchanged(balancer: Balancer, engine: MakeEngine) -> None:
     one = engine()
     balancer.put(table(one))
     answer = balancer.chat(stream=False)
@@ -64,7 +65,7 @@ def test_plain_answer_is_unchanged(balancer, engine):
     assert line["stream"] is False
 
 
-def test_peers_4xx_passes_and_counts_for_nothing(balancer, engine):
+def test_peers_4xx_passes_and_counts_for_nothing(balancer: Balancer, engine: MakeEngine) -> None:
     one = engine(mode="bad400")
     balancer.put(table(one, engine("n2")))
     codes = [balancer.chat().status for _ in range(8)]
@@ -73,7 +74,7 @@ def test_peers_4xx_passes_and_counts_for_nothing(balancer, engine):
     assert len(one.inference()) == codes.count(400)
 
 
-def test_501_passes_at_once(balancer, engine):
+def test_501_passes_at_once(balancer: Balancer, engine: MakeEngine) -> None:
     one, two = engine(mode="not501"), engine("n2", mode="not501")
     balancer.put(table(one, two))
     assert balancer.ask(path="/v1/embeddings", body={"model": "m"}).status == 501
@@ -82,14 +83,19 @@ def test_501_passes_at_once(balancer, engine):
 
 @pytest.mark.parametrize("mode", ["break_stream", "end_stream"])
 @pytest.mark.parametrize("path", [*PATHS, "/api/chat"])
-def test_broken_stream_ends_with_an_error_event(balancer, engine, path, mode):
+def test_broken_stream_ends_with_an_error_event(balancer: Balancer, engine: MakeEngine, path: str, mode: str) -> None:
     one = engine(kind="ollama", mode=mode)
     balancer.put(table(one))
     connection = balancer.connection()
-    connection.request("POST", path, b'{"model":"m","stream":true}', {"Authorization": "Bearer " + KEY, "X-Request-Id": "broken-" + mode})
+    connection.request(
+        "POST",
+        path,
+        b'{"model":"m","stream":true}',
+        {"Authorization": "Bearer " + KEY, "X-Request-Id": "broken-" + mode},
+    )
     response = connection.getresponse()
     text = b""
-    with pytest.raises(Exception, match="IncompleteRead|0 bytes read"):
+    with pytest.raises(Exception, match=r"IncompleteRead|0 bytes read"):
         while True:
             piece = response.read1(65536)
             if not piece:
@@ -110,7 +116,7 @@ def test_broken_stream_ends_with_an_error_event(balancer, engine, path, mode):
     assert any(line["error"] == "stream_broken" for line in balancer.log() if line["id"] == "broken-" + mode)
 
 
-def test_stream_that_stalls_is_cut_with_an_error(balancer, engine):
+def test_stream_that_stalls_is_cut_with_an_error(balancer: Balancer, engine: MakeEngine) -> None:
     one = engine(mode="stall_stream")
     balancer.put(table(one))
     connection = balancer.connection()
@@ -118,7 +124,7 @@ def test_stream_that_stalls_is_cut_with_an_error(balancer, engine):
     connection.request("POST", PATHS[0], b'{"model":"m","stream":true}', {"Authorization": "Bearer " + KEY})
     response = connection.getresponse()
     text = b""
-    with pytest.raises(Exception, match="IncompleteRead|0 bytes read"):
+    with pytest.raises(Exception, match=r"IncompleteRead|0 bytes read"):
         while piece := response.read1(65536):
             text += piece
     assert b'"code":"stream_idle"' in text
@@ -129,17 +135,21 @@ def test_stream_that_stalls_is_cut_with_an_error(balancer, engine):
 # Clients that leave
 
 
-def leave(balancer, body: bytes, seconds: float) -> None:
+def leave(balancer: Balancer, body: bytes, seconds: float) -> None:
     sock = socket.create_connection(("127.0.0.1", balancer.port), 5)
-    sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + KEY.encode()
-                 + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body)  # fmt: skip
+    sock.sendall(
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "
+        + KEY.encode()
+        + b"\r\nContent-Length: %d\r\n\r\n" % len(body)
+        + body
+    )
     time.sleep(seconds)
     sock.close()
 
 
 @pytest.mark.parametrize("stream", [b"true", b"false"])
 @pytest.mark.parametrize("mode", ["silent", "ok"])
-def test_client_that_leaves_frees_the_slot(balancer, engine, stream, mode):
+def test_client_that_leaves_frees_the_slot(balancer: Balancer, engine: MakeEngine, stream: Any, mode: str) -> None:
     one = engine(mode=mode, tokens=200, gap=0.05, service_time=3 if stream == b"false" else 0)
     balancer.put(table(one))
     leave(balancer, b'{"model":"m","stream":' + stream + b"}", 0.3)
@@ -148,7 +158,7 @@ def test_client_that_leaves_frees_the_slot(balancer, engine, stream, mode):
     assert one.inference()[0].outcome == "left"
 
 
-def test_client_that_leaves_while_it_waits(balancer, engine):
+def test_client_that_leaves_while_it_waits(balancer: Balancer, engine: MakeEngine) -> None:
     one = engine(service_time=1.5, peer={"slots": 1})
     balancer.put(table(one))
     first = threading.Thread(target=balancer.chat)
@@ -160,14 +170,19 @@ def test_client_that_leaves_while_it_waits(balancer, engine):
     assert len(one.inference()) == 1
 
 
-def test_pipelining_client_that_leaves(balancer, engine):
+def test_pipelining_client_that_leaves(balancer: Balancer, engine: MakeEngine) -> None:
     """nginx's own check misses it: there are bytes to read on the connection."""
     one = engine(service_time=10)
     balancer.put(table(one))
     body = b'{"model":"m"}'
     sock = socket.create_connection(("127.0.0.1", balancer.port), 5)
-    sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + KEY.encode()
-                 + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body + b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")  # fmt: skip
+    sock.sendall(
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "
+        + KEY.encode()
+        + b"\r\nContent-Length: %d\r\n\r\n" % len(body)
+        + body
+        + b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    )
     wait_for(lambda: one.running == 1)
     sock.close()
     wait_for(lambda: one.running == 0, 1, "the peer's connection is closed")

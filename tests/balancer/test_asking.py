@@ -7,9 +7,10 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+from typing import Any
 
 import pytest
-from conftest import KEY, hashed, table, wait_for
+from balancer.harness import KEY, Balancer, MakeEngine, hashed, table, wait_for
 
 # Keys
 
@@ -26,7 +27,7 @@ from conftest import KEY, hashed, table, wait_for
         {"x-api-key": KEY},
     ],
 )
-def test_refuses_without_a_good_key(balancer, engine, headers):
+def test_refuses_without_a_good_key(balancer: Balancer, engine: MakeEngine, headers: Any) -> None:
     one = engine()
     balancer.put(table(one))
     answer = balancer.chat(key=None, headers=headers)
@@ -37,7 +38,7 @@ def test_refuses_without_a_good_key(balancer, engine, headers):
 
 
 @pytest.mark.parametrize("headers", [{"Authorization": "Bearer " + KEY}, {"authorization": "bearer " + KEY}])
-def test_accepts_a_key_and_keeps_it_from_the_peer(balancer, engine, headers):
+def test_accepts_a_key_and_keeps_it_from_the_peer(balancer: Balancer, engine: MakeEngine, headers: Any) -> None:
     one = engine()
     balancer.put(table(one))
     answer = balancer.chat(key=None, headers={**headers, "X-Request-Id": "req-1.a:b", "Cookie": "a=b", "X-Other": "c"})
@@ -50,7 +51,7 @@ def test_accepts_a_key_and_keeps_it_from_the_peer(balancer, engine, headers):
     assert "server" not in answer.headers or answer.headers["server"] == "nginx"
 
 
-def test_messages_route_takes_anthropics_header(balancer, engine):
+def test_messages_route_takes_anthropics_header(balancer: Balancer, engine: MakeEngine) -> None:
     balancer.put(table(engine()))
     body = {"model": "m", "messages": []}
     assert balancer.ask(path="/v1/messages", body=body, key=None, headers={"x-api-key": KEY}).status == 200
@@ -59,7 +60,7 @@ def test_messages_route_takes_anthropics_header(balancer, engine):
     assert refused.json["type"] == "error"
 
 
-def test_keys_change_without_reload(balancer, engine):
+def test_keys_change_without_reload(balancer: Balancer, engine: MakeEngine) -> None:
     one = engine()
     balancer.put(table(one))
     pids = balancer.worker_pids()
@@ -71,7 +72,7 @@ def test_keys_change_without_reload(balancer, engine):
     assert balancer.worker_pids() == pids
 
 
-def test_log_names_the_key_and_hides_it(balancer, engine):
+def test_log_names_the_key_and_hides_it(balancer: Balancer, engine: MakeEngine) -> None:
     one = engine()
     balancer.put(table(one))
     answer = balancer.ask(body={"model": "m", "messages": [{"content": "secret prompt"}]})
@@ -85,7 +86,7 @@ def test_log_names_the_key_and_hides_it(balancer, engine):
 
 
 @pytest.mark.parametrize("given", ["bad id", "x" * 200, 'a"b', "a\tb"])
-def test_unsafe_request_id_is_replaced(balancer, engine, given):
+def test_unsafe_request_id_is_replaced(balancer: Balancer, engine: MakeEngine, given: str) -> None:
     balancer.put(table(engine()))
     answer = balancer.chat(headers={"X-Request-Id": given})
     assert len(answer.headers["x-request-id"]) == 32
@@ -94,7 +95,7 @@ def test_unsafe_request_id_is_replaced(balancer, engine, given):
 # Models
 
 
-def test_model_chooses_the_peer(balancer, engine):
+def test_model_chooses_the_peer(balancer: Balancer, engine: MakeEngine) -> None:
     a, b = engine("a", models=["m", "llama"]), engine("b", models=["gemma:270m", "q:latest"])
     balancer.put(table(a, b))
     for model, name in {"llama": "a", "gemma:270m": "b", "q": "b", "q:latest": "b", "m": "a", "m:latest": "a"}.items():
@@ -102,7 +103,7 @@ def test_model_chooses_the_peer(balancer, engine):
         assert (answer.json["from"], answer.headers["x-llm-peer"]) == (name, name), model
 
 
-def test_unknown_model_names_the_known_ones(balancer, engine):
+def test_unknown_model_names_the_known_ones(balancer: Balancer, engine: MakeEngine) -> None:
     balancer.put(table(engine(models=["m", "gemma:270m"])))
     answer = balancer.chat(model="nope")
     assert (answer.status, answer.code, answer.json["error"]["param"]) == (404, "model_not_found", "model")
@@ -119,14 +120,16 @@ def test_unknown_model_names_the_known_ones(balancer, engine):
         (b'{"model":"m","x":[],"y":{}}', b'{"model":"m","x":[],"y":{}}'),
     ],
 )
-def test_default_model_is_spliced_in_and_no_other_byte_changes(balancer, engine, sent, got):
+def test_default_model_is_spliced_in_and_no_other_byte_changes(
+    balancer: Balancer, engine: MakeEngine, sent: bytes, got: bytes
+) -> None:
     one = engine()
     balancer.put(table(one))
     assert balancer.ask(body=sent).status == 200
     assert one.inference()[0].body == got
 
 
-def test_no_model_and_no_default(balancer, engine):
+def test_no_model_and_no_default(balancer: Balancer, engine: MakeEngine) -> None:
     balancer.put(table(engine(), default_model=""))
     answer = balancer.ask(body={})
     assert (answer.status, answer.code) == (400, "model_required")
@@ -138,15 +141,38 @@ def test_no_model_and_no_default(balancer, engine):
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b"   ", b"{", b'{"model":"m"', b'{"model":"m"}}', b'{"model":"m"} x', b"[1]", b'"x"', b"{'model':1}", b'{"a":[}', b'{"a":[1}',
-        b'{"a":tru}', b'{"a":"x}', b'{"model":"m",}', b'{"model":"m","model":"n"}', b'{"model":"m","MODEL":"n"}', b'{"Model":"m"}',
-        b'{"mod\\u0065l":"m"}', b'{"mod\xc3\xa9l":"m"}', b'{"model":1}', b'{"model":"m","stream":"yes"}', b'{"model":"a\\x"}',
-        b'{"a":' + b"[" * 100000 + b"]" * 100000 + b"}", b'{"a":' + b"[" * 1000000, b'{"a" 1}', b'{"a":\x00}', b"\xff\xfe{}",
+        b"",
+        b"   ",
+        b"{",
+        b'{"model":"m"',
+        b'{"model":"m"}}',
+        b'{"model":"m"} x',
+        b"[1]",
+        b'"x"',
+        b"{'model':1}",
+        b'{"a":[}',
+        b'{"a":[1}',
+        b'{"a":tru}',
+        b'{"a":"x}',
+        b'{"model":"m",}',
+        b'{"model":"m","model":"n"}',
+        b'{"model":"m","MODEL":"n"}',
+        b'{"Model":"m"}',
+        b'{"mod\\u0065l":"m"}',
+        b'{"mod\xc3\xa9l":"m"}',
+        b'{"model":1}',
+        b'{"model":"m","stream":"yes"}',
+        b'{"model":"a\\x"}',
+        b'{"a":' + b"[" * 100000 + b"]" * 100000 + b"}",
+        b'{"a":' + b"[" * 1000000,
+        b'{"a" 1}',
+        b'{"a":\x00}',
+        b"\xff\xfe{}",
         b'{"model":"' + b"m" * 5000 + b'"}',
     ],
     ids=lambda body: repr(body[:24]),
-)  # fmt: skip
-def test_malformed_bodies_are_400(balancer, engine, body):
+)
+def test_malformed_bodies_are_400(balancer: Balancer, engine: MakeEngine, body: Any) -> None:
     one = engine()
     balancer.put(table(one))
     pids = balancer.worker_pids()
@@ -158,7 +184,7 @@ def test_malformed_bodies_are_400(balancer, engine, body):
 
 
 @pytest.mark.parametrize("size", [3 << 20, 5 << 20])  # above the table's limit, above nginx's
-def test_large_body_is_413(balancer, engine, size):
+def test_large_body_is_413(balancer: Balancer, engine: MakeEngine, size: int) -> None:
     balancer.put(table(engine()))
     body = b'{"model":"m","a":"' + b"x" * size + b'"}'
     answer = balancer.ask(body=body)
@@ -167,16 +193,19 @@ def test_large_body_is_413(balancer, engine, size):
     assert b" 413 " in _chunked(balancer, body).split(b"\r\n", 1)[0]
 
 
-def _chunked(balancer, body: bytes) -> bytes:
+def _chunked(balancer: Balancer, body: bytes) -> bytes:
     with socket.create_connection(("127.0.0.1", balancer.port), 5) as sock:
-        sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + KEY.encode()
-                     + b"\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n")  # fmt: skip
+        sock.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "
+            + KEY.encode()
+            + b"\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
         with contextlib.suppress(OSError):  # refused before it has read all
             sock.sendall(b"%x\r\n" % len(body) + body + b"\r\n0\r\n\r\n")
         return sock.recv(65536)
 
 
-def test_chunked_body_works(balancer, engine):
+def test_chunked_body_works(balancer: Balancer, engine: MakeEngine) -> None:
     one = engine()
     balancer.put(table(one))
     body = b'{"model":"m","a":"' + b"x" * 300000 + b'"}'
@@ -184,32 +213,71 @@ def test_chunked_body_works(balancer, engine):
     assert one.inference()[0].body == body
 
 
-def test_body_of_two_megabytes_arrives_unchanged(balancer, engine):
+def test_body_of_two_megabytes_arrives_unchanged(balancer: Balancer, engine: MakeEngine) -> None:
     one = engine()
     balancer.put(table(one))
-    body = b'{"messages":"' + b"\\\"x" * 600000 + b'"}'
+    body = b'{"messages":"' + b'\\"x' * 600000 + b'"}'
     assert balancer.ask(body=body).status == 200
     assert one.inference()[0].body == b'{"model":"m",' + body[1:]
 
 
 # The surface
 
-OPEN = [("GET", "/health"), ("GET", "/v1/models"), ("GET", "/v1/models/m"), ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"),
-        ("POST", "/v1/embeddings"), ("POST", "/v1/responses"), ("POST", "/v1/messages")]  # fmt: skip
-OLLAMA = [("POST", "/api/chat"), ("POST", "/api/generate"), ("POST", "/api/embed"), ("POST", "/api/embeddings"), ("POST", "/api/show"),
-          ("GET", "/api/tags"), ("GET", "/api/ps"), ("GET", "/api/version")]  # fmt: skip
+OPEN = [
+    ("GET", "/health"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/m"),
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/completions"),
+    ("POST", "/v1/embeddings"),
+    ("POST", "/v1/responses"),
+    ("POST", "/v1/messages"),
+]
+OLLAMA = [
+    ("POST", "/api/chat"),
+    ("POST", "/api/generate"),
+    ("POST", "/api/embed"),
+    ("POST", "/api/embeddings"),
+    ("POST", "/api/show"),
+    ("GET", "/api/tags"),
+    ("GET", "/api/ps"),
+    ("GET", "/api/version"),
+]
 CLOSED = [
-    ("POST", "/api/pull"), ("POST", "/api/push"), ("POST", "/api/create"), ("POST", "/api/copy"), ("DELETE", "/api/delete"),
-    ("POST", "/api/blobs/sha256:00"), ("HEAD", "/api/blobs/sha256:00"), ("POST", "/slots/0"), ("GET", "/slots"), ("POST", "/props"),
-    ("GET", "/props"), ("GET", "/"), ("GET", "/state"), ("PUT", "/routing"), ("GET", "/metrics"), ("GET", "/v1/chat/completions"),
-    ("PUT", "/v1/chat/completions"), ("DELETE", "/v1/models/m"), ("POST", "/v1/models"), ("GET", "/v1/models/"), ("POST", "/v1/files"),
-    ("POST", "//v1/chat/completions"), ("POST", "/v1/chat/completions/"), ("POST", "/v1/chat/completions%00"), ("POST", "/API/chat"),
-    ("POST", "/v1/../api/pull"), ("POST", "/v1/chat/..%2f..%2fapi/pull"), ("OPTIONS", "/v1/models"), ("POST", "/load"),
-]  # fmt: skip
+    ("POST", "/api/pull"),
+    ("POST", "/api/push"),
+    ("POST", "/api/create"),
+    ("POST", "/api/copy"),
+    ("DELETE", "/api/delete"),
+    ("POST", "/api/blobs/sha256:00"),
+    ("HEAD", "/api/blobs/sha256:00"),
+    ("POST", "/slots/0"),
+    ("GET", "/slots"),
+    ("POST", "/props"),
+    ("GET", "/props"),
+    ("GET", "/"),
+    ("GET", "/state"),
+    ("PUT", "/routing"),
+    ("GET", "/metrics"),
+    ("GET", "/v1/chat/completions"),
+    ("PUT", "/v1/chat/completions"),
+    ("DELETE", "/v1/models/m"),
+    ("POST", "/v1/models"),
+    ("GET", "/v1/models/"),
+    ("POST", "/v1/files"),
+    ("POST", "//v1/chat/completions"),
+    ("POST", "/v1/chat/completions/"),
+    ("POST", "/v1/chat/completions%00"),
+    ("POST", "/API/chat"),
+    ("POST", "/v1/../api/pull"),
+    ("POST", "/v1/chat/..%2f..%2fapi/pull"),
+    ("OPTIONS", "/v1/models"),
+    ("POST", "/load"),
+]
 
 
 @pytest.mark.parametrize(("method", "path"), OPEN + OLLAMA)
-def test_open_surface(balancer, engine, method, path):
+def test_open_surface(balancer: Balancer, engine: MakeEngine, method: str, path: str) -> None:
     one = engine(kind="ollama")
     balancer.put(table(one))
     answer = balancer.ask(method, path, body=b'{"model":"m"}' if method == "POST" else None)
@@ -219,7 +287,7 @@ def test_open_surface(balancer, engine, method, path):
 
 
 @pytest.mark.parametrize(("method", "path"), CLOSED)
-def test_closed_surface(balancer, engine, method, path):
+def test_closed_surface(balancer: Balancer, engine: MakeEngine, method: str, path: str) -> None:
     one = engine(kind="ollama")
     balancer.put(table(one))
     answer = balancer.ask(method, path, body=b'{"model":"m"}' if method in ("POST", "PUT") else None)
@@ -228,14 +296,14 @@ def test_closed_surface(balancer, engine, method, path):
 
 
 @pytest.mark.parametrize(("method", "path"), OLLAMA)
-def test_ollama_routes_need_an_ollama_peer(balancer, engine, method, path):
+def test_ollama_routes_need_an_ollama_peer(balancer: Balancer, engine: MakeEngine, method: str, path: str) -> None:
     balancer.put(table(engine()))
     answer = balancer.ask(method, path, body=b'{"model":"m"}' if method == "POST" else None)
     assert answer.status == 404
     assert isinstance(answer.json["error"], str)
 
 
-def test_query_strings_stay_here(balancer, engine):
+def test_query_strings_stay_here(balancer: Balancer, engine: MakeEngine) -> None:
     one = engine()
     balancer.put(table(one))
     assert balancer.ask(path="/v1/chat/completions?api-version=1", body=b'{"model":"m"}').status == 200
@@ -243,24 +311,33 @@ def test_query_strings_stay_here(balancer, engine):
 
 
 SMUGGLED = [
-    b"Content-Length: 13\r\nContent-Length: 14\r\n", b"Content-Length: 13\r\nTransfer-Encoding: chunked\r\n",
-    b"Transfer-Encoding: chunked, identity\r\n", b"Transfer-Encoding: xchunked\r\n", b"Content-Length: +13\r\n", b"Content-Length: -1\r\n",
-]  # fmt: skip
+    b"Content-Length: 13\r\nContent-Length: 14\r\n",
+    b"Content-Length: 13\r\nTransfer-Encoding: chunked\r\n",
+    b"Transfer-Encoding: chunked, identity\r\n",
+    b"Transfer-Encoding: xchunked\r\n",
+    b"Content-Length: +13\r\n",
+    b"Content-Length: -1\r\n",
+]
 
 
 @pytest.mark.parametrize("headers", SMUGGLED)
-def test_smuggling_variants_reach_no_peer(balancer, engine, headers):
+def test_smuggling_variants_reach_no_peer(balancer: Balancer, engine: MakeEngine, headers: Any) -> None:
     one = engine()
     balancer.put(table(one))
     with socket.create_connection(("127.0.0.1", balancer.port), 5) as sock:
-        sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + KEY.encode() + b"\r\n" + headers
-                     + b'Connection: close\r\n\r\n{"model":"m"}')  # fmt: skip
+        sock.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "
+            + KEY.encode()
+            + b"\r\n"
+            + headers
+            + b'Connection: close\r\n\r\n{"model":"m"}'
+        )
         answer = sock.recv(65536)
     assert answer.split(b" ", 2)[1] in (b"400", b"501")
     assert one.inference() == []
 
 
-def test_huge_headers_are_refused(balancer, engine):
+def test_huge_headers_are_refused(balancer: Balancer, engine: MakeEngine) -> None:
     balancer.put(table(engine()))
     answer = balancer.chat(headers={"X-Big": "x" * 20000})
     assert answer.status == 400
@@ -270,7 +347,7 @@ def test_huge_headers_are_refused(balancer, engine):
 # Lists
 
 
-def test_models(balancer, engine):
+def test_models(balancer: Balancer, engine: MakeEngine) -> None:
     balancer.put(table(engine("a", models=["m", "x/y:1"]), engine("b", models=["z", "m"])))
     listed = balancer.ask("GET", "/v1/models").json
     assert listed["object"] == "list"
@@ -282,7 +359,7 @@ def test_models(balancer, engine):
     assert balancer.ask("GET", "/v1/models", key=None).status == 401
 
 
-def test_tags_are_merged(balancer, engine):
+def test_tags_are_merged(balancer: Balancer, engine: MakeEngine) -> None:
     a = engine("a", kind="ollama", models=["m", "only-a"])
     b = engine("b", kind="ollama", models=["m", "only-b", "not-in-table"])
     c = engine("c", models=["gguf"])
@@ -294,7 +371,7 @@ def test_tags_are_merged(balancer, engine):
     assert balancer.ask("GET", "/api/version").json == {"version": "0.33.0"}
 
 
-def test_health(balancer, engine):
+def test_health(balancer: Balancer, engine: MakeEngine) -> None:
     a, b = engine("a"), engine("b")
     balancer.put(table(a, b))
     answer = balancer.ask("GET", "/health", key=None)

@@ -15,9 +15,11 @@ import ssl
 import subprocess
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
-from conftest import KEY, table, wait_for
+from balancer.harness import KEY, Balancer, MakeBalancer, MakeEngine, table, wait_for
 
 # Routing
 
@@ -47,7 +49,9 @@ INVALID = [
 
 
 @pytest.mark.parametrize(("change", "reason"), INVALID)
-def test_invalid_table_is_refused_and_the_old_one_stays(balancer, engine, change, reason):
+def test_invalid_table_is_refused_and_the_old_one_stays(
+    balancer: Balancer, engine: MakeEngine, change: Callable[[Any], object], reason: str
+) -> None:
     one = engine()
     balancer.put(table(one))
     before = balancer.admin("GET", "/routing").body
@@ -59,12 +63,12 @@ def test_invalid_table_is_refused_and_the_old_one_stays(balancer, engine, change
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"1", b'"x"'])
-def test_nonsense_is_refused(balancer, engine, text):
+def test_nonsense_is_refused(balancer: Balancer, engine: MakeEngine, text: bytes) -> None:
     balancer.put(table(engine()))
     assert balancer.admin("PUT", "/routing", text).status == 400
 
 
-def test_same_table_is_no_change(balancer, engine):
+def test_same_table_is_no_change(balancer: Balancer, engine: MakeEngine) -> None:
     value = table(engine())
     first = balancer.put(value).json
     again = balancer.admin("PUT", "/routing", value).json
@@ -75,19 +79,19 @@ def test_same_table_is_no_change(balancer, engine):
     assert balancer.admin("PUT", "/routing", value).json == {"changed": True, "version": first["version"] + 1}
 
 
-def test_empty_lists_stay_lists(balancer, engine):
+def test_empty_lists_stay_lists(balancer: Balancer, engine: MakeEngine) -> None:
     balancer.put(table(engine(), keys=[], require_key=False))
     assert balancer.admin("GET", "/routing").json["keys"] == []
     assert balancer.state()["peers"][0]["drains"] == []
 
 
-def test_unknown_admin_calls(balancer, engine):
+def test_unknown_admin_calls(balancer: Balancer, engine: MakeEngine) -> None:
     balancer.put(table(engine()))
     for method, path in [("GET", "/"), ("POST", "/routing"), ("DELETE", "/routing"), ("POST", "/peers/n1/kill")]:
         assert balancer.admin(method, path, {}).status == 404
 
 
-def test_table_change_cuts_no_stream(balancer, engine):
+def test_table_change_cuts_no_stream(balancer: Balancer, engine: MakeEngine) -> None:
     one, two = engine("one", tokens=20, gap=0.05), engine("two")
     balancer.put(table(one))
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -101,7 +105,7 @@ def test_table_change_cuts_no_stream(balancer, engine):
 # Drain
 
 
-def test_drain_marks_have_owners(balancer, engine):
+def test_drain_marks_have_owners(balancer: Balancer, engine: MakeEngine) -> None:
     a, b = engine("a", peer={"node": "node1"}), engine("b", peer={"node": "node2"})
     balancer.put(table(a, b))
 
@@ -113,7 +117,10 @@ def test_drain_marks_have_owners(balancer, engine):
     assert post("drain", owner="sync 12", reason="new digest").json["changed"] is True
     peer = balancer.peer("a")
     assert peer["state"] == "drained"
-    assert [(mark["owner"], mark["reason"]) for mark in peer["drains"]] == [("operator", "disk"), ("sync 12", "new digest")]
+    assert [(mark["owner"], mark["reason"]) for mark in peer["drains"]] == [
+        ("operator", "disk"),
+        ("sync 12", "new digest"),
+    ]
     assert {balancer.chat().json["from"] for _ in range(6)} == {"b"}
     assert post("resume", owner="operator").json["changed"] is True
     assert balancer.peer("a")["state"] == "drained", "the other owner's mark holds"
@@ -125,7 +132,7 @@ def test_drain_marks_have_owners(balancer, engine):
     assert balancer.admin("POST", "/peers/node1/drain", b"[").status == 400
 
 
-def test_drain_of_one_model_by_peer_name(balancer, engine):
+def test_drain_of_one_model_by_peer_name(balancer: Balancer, engine: MakeEngine) -> None:
     a = engine("n1/m", peer={"node": "n1"})
     b = engine("n1/n", models=["n"], peer={"node": "n1"})
     balancer.put(table(a, b, limits={"slot_wait": 0.2}))
@@ -135,7 +142,7 @@ def test_drain_of_one_model_by_peer_name(balancer, engine):
     assert balancer.admin("POST", "/peers/n1/m/resume", {"owner": "x"}).json["changed"] is True
 
 
-def test_drained_node_finishes_what_it_holds(balancer, engine):
+def test_drained_node_finishes_what_it_holds(balancer: Balancer, engine: MakeEngine) -> None:
     a, b = engine("a", service_time=0.5), engine("b")
     balancer.put(table(a))
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -151,7 +158,7 @@ def test_drained_node_finishes_what_it_holds(balancer, engine):
 # Life of the process
 
 
-def test_before_the_first_table(own_balancer):
+def test_before_the_first_table(own_balancer: MakeBalancer) -> None:
     balancer = own_balancer(workers=1)
     assert balancer.chat().code == "no_routing"
     assert balancer.ask("GET", "/health").status == 503
@@ -160,7 +167,7 @@ def test_before_the_first_table(own_balancer):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_table_and_drains_survive_a_restart(own_balancer, engine, workers):
+def test_table_and_drains_survive_a_restart(own_balancer: MakeBalancer, engine: MakeEngine, workers: int) -> None:
     balancer = own_balancer(workers=workers)
     a, b = engine("a"), engine("b")
     balancer.put(table(a, b))
@@ -171,10 +178,10 @@ def test_table_and_drains_survive_a_restart(own_balancer, engine, workers):
     balancer.wait_up(["a", "b"])
     assert balancer.peer("a")["drains"][0]["reason"] == "disk"
     assert {balancer.chat().json["from"] for _ in range(4)} == {"b"}
-    assert sorted(os.listdir(balancer.dir / "state")) == ["drains.json", "routing.json"]
+    assert sorted(path.name for path in (balancer.dir / "state").iterdir()) == ["drains.json", "routing.json"]
 
 
-def test_damaged_file_is_not_used(own_balancer, engine):
+def test_damaged_file_is_not_used(own_balancer: MakeBalancer, engine: MakeEngine) -> None:
     balancer = own_balancer(workers=1)
     one = engine()
     balancer.put(table(one))
@@ -188,7 +195,7 @@ def test_damaged_file_is_not_used(own_balancer, engine):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_reload_with_live_streams_loses_nothing(own_balancer, engine, workers):
+def test_reload_with_live_streams_loses_nothing(own_balancer: MakeBalancer, engine: MakeEngine, workers: int) -> None:
     balancer = own_balancer(workers=workers)
     one = engine(tokens=30, gap=0.05, peer={"slots": 50})
     balancer.put(table(one))
@@ -207,7 +214,7 @@ def test_reload_with_live_streams_loses_nothing(own_balancer, engine, workers):
     wait_for(lambda: one.probes > probes, 3, "probes go on")
 
 
-def test_killed_worker_gives_its_slots_back(own_balancer, engine):
+def test_killed_worker_gives_its_slots_back(own_balancer: MakeBalancer, engine: MakeEngine) -> None:
     balancer = own_balancer(workers=2)
     one = engine(service_time=5)
     balancer.put(table(one))
@@ -226,15 +233,15 @@ def test_killed_worker_gives_its_slots_back(own_balancer, engine):
     (balancer.dir / "error.log").write_text(text)
 
 
-def _ignore(balancer) -> None:
+def _ignore(balancer: Balancer) -> None:
     try:
         balancer.chat()
-    except Exception:  # noqa: BLE001 its worker is killed
+    except Exception:
         return
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-def test_slots_hold_over_any_number_of_workers(own_balancer, engine, workers):
+def test_slots_hold_over_any_number_of_workers(own_balancer: MakeBalancer, engine: MakeEngine, workers: int) -> None:
     balancer = own_balancer(workers=workers)
     engines = [engine(name, service_time=0.02, peer={"slots": slots}) for name, slots in (("a", 3), ("b", 1))]
     balancer.put(table(*engines))
@@ -248,13 +255,30 @@ def test_slots_hold_over_any_number_of_workers(own_balancer, engine, workers):
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("tls")
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj",
-         "/CN=localhost", "-keyout", folder / "key.pem", "-out", folder / "cert.pem"],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+            "-keyout",
+            folder / "key.pem",
+            "-out",
+            folder / "cert.pem",
+        ],
+        check=True,
+        capture_output=True,
+    )
     return str(folder / "cert.pem"), str(folder / "key.pem")
 
 
@@ -265,7 +289,9 @@ def tls_context() -> ssl.SSLContext:
     return context
 
 
-def test_tls_and_a_client_that_says_goodbye(own_balancer, engine, certificate):
+def test_tls_and_a_client_that_says_goodbye(
+    own_balancer: MakeBalancer, engine: MakeEngine, certificate: tuple[str, str]
+) -> None:
     """nginx's own check misses a TLS client that sends close_notify before it leaves."""
     balancer = own_balancer(workers=1, tls=certificate)
     one = engine(service_time=10)
@@ -273,8 +299,12 @@ def test_tls_and_a_client_that_says_goodbye(own_balancer, engine, certificate):
     body = b'{"model":"m"}'
     raw = socket.create_connection(("127.0.0.1", balancer.port), 5)
     client = tls_context().wrap_socket(raw)
-    client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + KEY.encode()
-                   + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body)  # fmt: skip
+    client.sendall(
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "
+        + KEY.encode()
+        + b"\r\nContent-Length: %d\r\n\r\n" % len(body)
+        + body
+    )
     wait_for(lambda: one.running == 1)
     client.settimeout(0.05)
     with contextlib.suppress(OSError):
@@ -288,17 +318,31 @@ def test_tls_and_a_client_that_says_goodbye(own_balancer, engine, certificate):
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl speaks HTTP/2 for this test")
-def test_http2(own_balancer, engine, certificate):
+def test_http2(own_balancer: MakeBalancer, engine: MakeEngine, certificate: tuple[str, str]) -> None:
     balancer = own_balancer(workers=1, tls=certificate)
     one = engine(gap=0.02)
     balancer.put(table(one))
 
     def curl(body: dict, *more: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            ["curl", "-sk", "--http2", "-w", "\n%{http_version} %{http_code}", "-H", f"Authorization: Bearer {KEY}", "-d", json.dumps(body),
-             *more, f"https://127.0.0.1:{balancer.port}/v1/chat/completions"],
-            capture_output=True, text=True, check=False, timeout=10,
-        )  # fmt: skip
+            [
+                "curl",
+                "-sk",
+                "--http2",
+                "-w",
+                "\n%{http_version} %{http_code}",
+                "-H",
+                f"Authorization: Bearer {KEY}",
+                "-d",
+                json.dumps(body),
+                *more,
+                f"https://127.0.0.1:{balancer.port}/v1/chat/completions",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=10,
+        )
 
     assert curl({"model": "m"}).stdout.endswith("\n2 200")
     streamed = curl({"model": "m", "stream": True})
@@ -309,10 +353,18 @@ def test_http2(own_balancer, engine, certificate):
     assert "stream_broken" in broken_off.stdout
     one.mode, one.service_time = "ok", 10
     process = subprocess.Popen(
-        ["curl", "-sk", "--http2", "-H", f"Authorization: Bearer {KEY}", "-d", '{"model":"m"}',
-         f"https://127.0.0.1:{balancer.port}/v1/chat/completions"],
+        [
+            "curl",
+            "-sk",
+            "--http2",
+            "-H",
+            f"Authorization: Bearer {KEY}",
+            "-d",
+            '{"model":"m"}',
+            f"https://127.0.0.1:{balancer.port}/v1/chat/completions",
+        ],
         stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     wait_for(lambda: one.running == 1)
     process.terminate()
     process.wait()

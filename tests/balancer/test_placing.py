@@ -9,9 +9,10 @@ import concurrent.futures
 import json
 import threading
 import time
+from typing import Any
 
 import pytest
-from conftest import KEY, Answer, table, wait_for
+from balancer.harness import KEY, Answer, Balancer, MakeEngine, table, wait_for
 
 
 def many(balancer, count: int, parallel: int, **kwargs) -> list[Answer]:
@@ -20,14 +21,16 @@ def many(balancer, count: int, parallel: int, **kwargs) -> list[Answer]:
 
 
 def by_peer(answers: list[Answer]) -> collections.Counter:
-    assert {answer.status for answer in answers} == {200}, [answer.body for answer in answers if answer.status != 200][:3]
+    assert {answer.status for answer in answers} == {200}, [answer.body for answer in answers if answer.status != 200][
+        :3
+    ]
     return collections.Counter(answer.json["from"] for answer in answers)
 
 
 # Slots and weights
 
 
-def test_slots_are_never_overcommitted_and_all_used(balancer, engine):
+def test_slots_are_never_overcommitted_and_all_used(balancer: Balancer, engine: MakeEngine) -> None:
     engines = [engine(name, service_time=0.1, peer={"slots": slots}) for name, slots in (("a", 4), ("b", 2), ("c", 1))]
     balancer.put(table(*engines))
     counts = by_peer(many(balancer, 70, 20))
@@ -36,14 +39,14 @@ def test_slots_are_never_overcommitted_and_all_used(balancer, engine):
     assert abs(counts["a"] - 40) <= 8
 
 
-def test_idle_peers_take_turns_by_weight(balancer, engine):
+def test_idle_peers_take_turns_by_weight(balancer: Balancer, engine: MakeEngine) -> None:
     a, b = engine("a", peer={"weight": 3.0}), engine("b")
     balancer.put(table(a, b))
     counts = by_peer([balancer.chat() for _ in range(40)])
     assert 26 <= counts["a"] <= 34
 
 
-def test_backup_serves_only_when_all_others_are_out(balancer, engine):
+def test_backup_serves_only_when_all_others_are_out(balancer: Balancer, engine: MakeEngine) -> None:
     main, spare = engine("main", service_time=0.1, peer={"slots": 1}), engine("spare", peer={"backup": True})
     balancer.put(table(main, spare))
     assert by_peer(many(balancer, 10, 5)) == {"main": 10}, "busy is not out"
@@ -57,7 +60,7 @@ def test_backup_serves_only_when_all_others_are_out(balancer, engine):
     assert by_peer(many(balancer, 5, 5)) == {"main": 5}
 
 
-def test_waits_for_a_slot_then_503(balancer, engine):
+def test_waits_for_a_slot_then_503(balancer: Balancer, engine: MakeEngine) -> None:
     one = engine(service_time=2, peer={"slots": 1})
     balancer.put(table(one, limits={"slot_wait": 0.5}))
     first = threading.Thread(target=balancer.chat)
@@ -73,7 +76,7 @@ def test_waits_for_a_slot_then_503(balancer, engine):
     assert balancer.chat().status == 200
 
 
-def test_busy_model_does_not_block_another(balancer, engine):
+def test_busy_model_does_not_block_another(balancer: Balancer, engine: MakeEngine) -> None:
     slow, other = engine("slow", models=["m"], service_time=0.4, peer={"slots": 1}), engine("other", models=["n"])
     balancer.put(table(slow, other))
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
@@ -85,7 +88,7 @@ def test_busy_model_does_not_block_another(balancer, engine):
         assert [each.result().status for each in waiting] == [200, 200, 200]
 
 
-def test_slotless_routes_answer_while_all_slots_are_taken(balancer, engine):
+def test_slotless_routes_answer_while_all_slots_are_taken(balancer: Balancer, engine: MakeEngine) -> None:
     one = engine(kind="ollama", service_time=1, peer={"slots": 1})
     balancer.put(table(one))
     first = threading.Thread(target=balancer.chat)
@@ -103,7 +106,9 @@ def test_slotless_routes_answer_while_all_slots_are_taken(balancer, engine):
 
 @pytest.mark.parametrize("mode", ["die", "die_in_head", "die_in_body", "garbage", "two_lengths", "endless_head"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_failure_before_anything_was_sent_goes_elsewhere(balancer, engine, mode, stream):
+def test_failure_before_anything_was_sent_goes_elsewhere(
+    balancer: Balancer, engine: MakeEngine, mode: str, stream: Any
+) -> None:
     bad, good = engine("bad", mode=mode), engine("good")
     balancer.put(table(bad, good))
     answers = many(balancer, 12, 4, stream=stream)
@@ -114,7 +119,7 @@ def test_failure_before_anything_was_sent_goes_elsewhere(balancer, engine, mode,
 
 
 @pytest.mark.parametrize("mode", ["die", "garbage", "die_in_body"])
-def test_at_most_two_peers_hold_a_failing_request(balancer, engine, mode):
+def test_at_most_two_peers_hold_a_failing_request(balancer: Balancer, engine: MakeEngine, mode: str) -> None:
     engines = [engine(name, mode=mode) for name in "abcd"]
     balancer.put(table(*engines))
     answer = balancer.chat(headers={"X-Request-Id": f"poison-{mode}"})
@@ -124,7 +129,7 @@ def test_at_most_two_peers_hold_a_failing_request(balancer, engine, mode):
     assert all(peer["health"] == "up" for peer in balancer.state()["peers"])
 
 
-def test_poison_500_passes_through_and_ejects_nobody(balancer, engine):
+def test_poison_500_passes_through_and_ejects_nobody(balancer: Balancer, engine: MakeEngine) -> None:
     engines = [engine(name, mode="error500") for name in "abc"]
     balancer.put(table(*engines))
     for _ in range(10):
@@ -136,12 +141,12 @@ def test_poison_500_passes_through_and_ejects_nobody(balancer, engine):
     assert all(peer["health"] == "up" for peer in balancer.state()["peers"])
 
 
-def test_500_of_one_peer_is_answered_by_another(balancer, engine):
+def test_500_of_one_peer_is_answered_by_another(balancer: Balancer, engine: MakeEngine) -> None:
     balancer.put(table(engine("bad", mode="error500"), engine("good")))
     assert by_peer(many(balancer, 20, 4)) == {"good": 20}
 
 
-def test_500_of_the_only_peer_passes_through_at_once(balancer, engine):
+def test_500_of_the_only_peer_passes_through_at_once(balancer: Balancer, engine: MakeEngine) -> None:
     one = engine(mode="error500")
     balancer.put(table(one))
     started = time.monotonic()
@@ -151,7 +156,7 @@ def test_500_of_the_only_peer_passes_through_at_once(balancer, engine):
 
 
 @pytest.mark.parametrize("mode", ["busy503", "busy429"])
-def test_busy_is_not_broken(balancer, engine, mode):
+def test_busy_is_not_broken(balancer: Balancer, engine: MakeEngine, mode: str) -> None:
     busy, good = engine("busy", mode=mode), engine("good")
     balancer.put(table(busy, good))
     assert by_peer(many(balancer, 20, 4)) == {"good": 20}
@@ -162,14 +167,14 @@ def test_busy_is_not_broken(balancer, engine, mode):
     assert by_peer(many(balancer, 20, 4))["busy"] >= 5
 
 
-def test_only_peer_is_busy_for_a_moment(balancer, engine):
+def test_only_peer_is_busy_for_a_moment(balancer: Balancer, engine: MakeEngine) -> None:
     one = engine(mode="busy503")
     balancer.put(table(one))
     threading.Timer(0.6, lambda: setattr(one, "mode", "ok")).start()
     assert balancer.chat().status == 200
 
 
-def test_reused_connection_that_fails_is_no_failure(balancer, engine):
+def test_reused_connection_that_fails_is_no_failure(balancer: Balancer, engine: MakeEngine) -> None:
     one = engine()
     balancer.put(table(one))
     many(balancer, 8, 4)
@@ -179,13 +184,13 @@ def test_reused_connection_that_fails_is_no_failure(balancer, engine):
     assert {line["attempts"] for line in balancer.log()[-16:]} == {1}
 
 
-def test_engine_that_closes_after_each_answer(balancer, engine):
+def test_engine_that_closes_after_each_answer(balancer: Balancer, engine: MakeEngine) -> None:
     one = engine(keep_alive=False)
     balancer.put(table(one))
     assert {answer.status for answer in many(balancer, 40, 4)} == {200}
 
 
-def test_killed_engine_under_load_costs_no_request(balancer, engine):
+def test_killed_engine_under_load_costs_no_request(balancer: Balancer, engine: MakeEngine) -> None:
     """Also those in its hands: nothing was sent to their clients yet."""
     engines = [engine(name, service_time=0.02) for name in "abc"]
     balancer.put(table(*engines))
@@ -214,7 +219,7 @@ def test_killed_engine_under_load_costs_no_request(balancer, engine):
     assert {answer.status for answer in answers} == {200}
 
 
-def test_silent_peer_is_504(balancer, engine):
+def test_silent_peer_is_504(balancer: Balancer, engine: MakeEngine) -> None:
     one = engine(mode="silent")
     balancer.put(table(one, limits={"first_byte_timeout": 0.5}))
     answer = balancer.chat()
@@ -222,7 +227,7 @@ def test_silent_peer_is_504(balancer, engine):
     assert one.running == 0 or wait_for(lambda: one.running == 0, 1)
 
 
-def test_hung_peer_is_ejected_and_its_waiting_requests_move(balancer, engine):
+def test_hung_peer_is_ejected_and_its_waiting_requests_move(balancer: Balancer, engine: MakeEngine) -> None:
     hung, good = engine("hung"), engine("good")
     balancer.put(table(hung, good, limits={"first_byte_timeout": 30}))
     hung.mode, hung.health = "silent", "silent"
@@ -236,7 +241,7 @@ def test_hung_peer_is_ejected_and_its_waiting_requests_move(balancer, engine):
 # Probes
 
 
-def test_probes_eject_and_bring_back(balancer, engine):
+def test_probes_eject_and_bring_back(balancer: Balancer, engine: MakeEngine) -> None:
     one, two = engine("one"), engine("two")
     balancer.put(table(one, two))
     one.health = "loading"
@@ -247,7 +252,7 @@ def test_probes_eject_and_bring_back(balancer, engine):
     wait_for(lambda: balancer.peer("one")["state"] == "up", 2, "back")
 
 
-def test_flapping_is_held_down_longer(balancer, engine):
+def test_flapping_is_held_down_longer(balancer: Balancer, engine: MakeEngine) -> None:
     one = engine()
     balancer.put(table(one))
     times = []
@@ -262,7 +267,7 @@ def test_flapping_is_held_down_longer(balancer, engine):
     assert times[1] > 2.5
 
 
-def test_one_worker_probes(balancer, engine):
+def test_one_worker_probes(balancer: Balancer, engine: MakeEngine) -> None:
     one = engine()
     balancer.put(table(one))
     time.sleep(0.2)
@@ -271,7 +276,7 @@ def test_one_worker_probes(balancer, engine):
     assert 4 <= one.probes - before <= 6
 
 
-def test_all_out_waits_then_503_and_recovers(balancer, engine):
+def test_all_out_waits_then_503_and_recovers(balancer: Balancer, engine: MakeEngine) -> None:
     one = engine()
     balancer.put(table(one, limits={"slot_wait": 0.6}))
     one.stop()
@@ -283,7 +288,7 @@ def test_all_out_waits_then_503_and_recovers(balancer, engine):
     assert balancer.chat().status == 200
 
 
-def test_access_log_counts_attempts(balancer, engine):
+def test_access_log_counts_attempts(balancer: Balancer, engine: MakeEngine) -> None:
     bad, good = engine("bad", mode="die"), engine("good")
     balancer.put(table(bad, good))
     for i in range(4):
@@ -293,14 +298,19 @@ def test_access_log_counts_attempts(balancer, engine):
     assert {line["peer"] for line in lines} == {"good"}
 
 
-def test_openai_stream_with_key_in_flight(balancer, engine):
+def test_openai_stream_with_key_in_flight(balancer: Balancer, engine: MakeEngine) -> None:
     """Parallel streams do not mix."""
     engines = [engine(name, gap=0.01, tokens=20) for name in "ab"]
     balancer.put(table(*engines))
 
     def stream(_):
         connection = balancer.connection()
-        connection.request("POST", "/v1/chat/completions", json.dumps({"model": "m", "stream": True}), {"Authorization": "Bearer " + KEY})
+        connection.request(
+            "POST",
+            "/v1/chat/completions",
+            json.dumps({"model": "m", "stream": True}),
+            {"Authorization": "Bearer " + KEY},
+        )
         response = connection.getresponse()
         name, body = response.headers["X-LLM-Peer"], response.read()
         connection.close()
