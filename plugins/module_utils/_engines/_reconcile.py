@@ -44,6 +44,7 @@ class Report:
         return {
             side: "".join(
                 f"{model['name']}: {model['digest_' + side] or 'absent'}"
+                f"{', damaged' if model['damaged'] and side == 'before' else ''}"
                 f"{', in memory' if model['loaded_' + side] else ''}\n"
                 for model in self.models
             )
@@ -52,7 +53,7 @@ class Report:
 
     def answer(self) -> dict[str, Any]:
         """Return what the module answers."""
-        hidden = ("loaded_before", "loaded_after")
+        hidden = ("damaged", "loaded_before", "loaded_after")
         models = [{key: value for key, value in model.items() if key not in hidden} for model in self.models]
         return {
             "changed": self.changed,
@@ -228,6 +229,7 @@ class Reconciler:
             "resumed": 0,
             "size": look.size,
             "note": look.note,
+            "damaged": bool(look.digest) and look.digest == look.wanted and not look.held,
             "loaded_before": False,
             "loaded_after": False,
         }
@@ -242,8 +244,6 @@ class Reconciler:
             return
         if self.settings.read_only:
             entry.update(changed=True, digest_after=look.wanted or "unknown until it is fetched")
-            if look.digest == entry["digest_after"]:
-                entry["digest_before"] = f"{look.digest} ({look.note})" if look.note else look.digest
             return
         fetched = engine.fetch(spec, look) if not look.held else None
         if fetched:

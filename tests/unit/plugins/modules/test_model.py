@@ -144,6 +144,8 @@ def test_a_damaged_file_is_fetched_again(have: Run, store: Path, damage: str) ->
     assert predicted["changed"]
     done = have(OLD)
     assert done["changed"]
+    assert predicted["diff"] == done["diff"]
+    assert done["diff"]["before"] == f"tiny:1: {digest_of(OLD)}, damaged\n"
     assert served(store) == OLD
     assert not have(OLD)["changed"]
 
