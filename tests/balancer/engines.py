@@ -3,8 +3,8 @@
 """SIMULATED engines for the balancer's tests.
 
 They speak as much of llama.cpp's and Ollama's HTTP as the tests need, and fail on demand. They are not the real thing
-and prove nothing about it; the end-to-end tests use real llama.cpp. What they give is exact service times, exact bytes, and
-faults at a chosen moment. Plain sockets and threads, so that a test can break any byte.
+and prove nothing about it; the end-to-end tests use real llama.cpp. What they give is exact service times, exact bytes,
+and faults at a chosen moment. Plain sockets and threads, so that a test can break any byte.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ class Engine:
     health: str = "ok"
     models: list[str] = field(default_factory=lambda: ["m"])
     keep_alive: bool = True
+    drop_reused: bool = False  # closes a connection instead of answering a second request on it
+    deaf: bool = False  # accepts connections and reads nothing, as a stopped process
     port: int = 0
     retry_after: str | None = None
     peer: dict[str, Any] = field(default_factory=dict)
@@ -114,10 +116,13 @@ class Engine:
             threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
 
     def _serve(self, sock: socket.socket) -> None:
+        if self.deaf:
+            return
         reader = sock.makefile("rb")
+        used = False
         try:
-            while self._one(sock, reader):
-                pass
+            while not (used and self.drop_reused and reader.peek(1)) and self._one(sock, reader):
+                used = True
         except (OSError, ValueError):
             pass
         finally:

@@ -184,6 +184,50 @@ def test_reused_connection_that_fails_is_no_failure(balancer: Balancer, engine: 
     assert {line["attempts"] for line in balancer.log()[-16:]} == {1}
 
 
+def test_engine_that_closes_instead_of_answering_again(balancer: Balancer, engine: MakeEngine) -> None:
+    """The race that keep-alive has: the request is on its way when the peer closes."""
+    one = engine(drop_reused=True)
+    balancer.put(table(one))
+    answers = [balancer.chat(headers={"X-Request-Id": f"again-{i}"}) for i in range(10)]
+    assert {answer.status for answer in answers} == {200}
+    assert {balancer.logged(f"again-{i}")["attempts"] for i in range(10)} == {1}
+
+
+def test_out_at_the_first_refused_connection(balancer: Balancer, engine: MakeEngine) -> None:
+    gone, good = engine("gone"), engine("good")
+    balancer.put(table(gone, good, limits={"probe_interval": 60}))
+    gone.stop()
+    assert by_peer([balancer.chat() for _ in range(4)]) == {"good": 4}
+    assert balancer.peer("gone")["state"] == "down"
+    assert balancer.peer("gone")["reason"] == "connection refused"
+
+
+def test_stopped_peer_does_not_hold_a_large_body(balancer: Balancer, engine: MakeEngine) -> None:
+    """It accepts connections and reads nothing: sending blocks."""
+    hung, good = engine("hung"), engine("good")
+    balancer.put(table(hung, good, limits={"max_body_bytes": 64 << 20}))
+    hung.deaf = True
+    body = b'{"model":"m","a":"' + b"x" * 4000000 + b'"}'
+    started = time.monotonic()
+    assert {balancer.ask(body=body).json["from"] for _ in range(4)} == {"good"}
+    assert time.monotonic() - started < 3
+    assert balancer.peer("hung")["state"] == "down"
+
+
+def test_ejection_while_drained_is_no_flapping(balancer: Balancer, engine: MakeEngine) -> None:
+    """Planned restarts happen under a drain mark."""
+    one = engine()
+    balancer.put(table(one))
+    balancer.admin("POST", "/peers/n1/drain", {"owner": "sync 1"})
+    for _ in range(3):
+        one.stop()
+        wait_for(lambda: balancer.peer("n1")["health"] == "down", 2, "out")
+        one.start()
+        balancer.wait_up(["n1"])
+        assert "held_down_until" not in balancer.peer("n1")
+    balancer.admin("POST", "/peers/n1/resume", {"owner": "sync 1"})
+
+
 def test_engine_that_closes_after_each_answer(balancer: Balancer, engine: MakeEngine) -> None:
     one = engine(keep_alive=False)
     balancer.put(table(one))

@@ -57,24 +57,26 @@ local function set(id, state, why)
     ngx.log(ngx.WARN, "peer ", id, " is ", NAMES[state], ": ", why)
 end
 
-local function eject(id, why)
-    local d = dict()
+local function eject(peer, why)
+    local d, id, view = dict(), peer.id, peers.view()
     if d:get("health:" .. id) == DOWN then
         d:set("why:" .. id, why)
         return
     end
-    local flaps = (d:get("flaps:" .. id) or 0) + 1
-    local hold = flaps == 1 and 0 or math.min(MAX_HOLD, 2 ^ flaps)
-    d:set("flaps:" .. id, flaps, FLAP_MEMORY + hold)
-    if hold > 0 then
-        d:set("hold:" .. id, ngx.now() + hold, hold)
+    if not (view and peers.is_drained(view, peer)) then -- planned restarts happen under a drain mark: no flapping
+        local flaps = (d:get("flaps:" .. id) or 0) + 1
+        local hold = flaps == 1 and 0 or math.min(MAX_HOLD, 2 ^ flaps)
+        d:set("flaps:" .. id, flaps, FLAP_MEMORY + hold)
+        if hold > 0 then
+            d:set("hold:" .. id, ngx.now() + hold, hold)
+        end
     end
     set(id, DOWN, why)
 end
 
 --- A connection was refused: nothing listens there.
 function M.refused(peer)
-    eject(peer.id, "connection refused")
+    eject(peer, "connection refused")
 end
 
 --- The peer failed once (could not be reached, did not answer a probe).
@@ -83,7 +85,7 @@ function M.failed(peer, why, limits)
     d:delete("successes:" .. id)
     local failures = d:incr("failures:" .. id, 1, 0)
     if failures >= limits.probe_failures then
-        eject(id, why)
+        eject(peer, why)
     elseif not d:get("health:" .. id) then
         d:set("why:" .. id, why)
     end

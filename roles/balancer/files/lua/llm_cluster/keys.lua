@@ -14,12 +14,16 @@ local M = {}
 
 local MAX_KEY = 512
 local digest = ffi.new("unsigned char[32]")
+local HEX = {}
+for i = 0, 255 do
+    HEX[i] = string.format("%02x", i)
+end
 
 local function sha256_hex(text)
     ffi.C.SHA256(text, #text, digest)
     local out = {}
     for i = 0, 31 do
-        out[i + 1] = string.format("%02x", digest[i])
+        out[i + 1] = HEX[digest[i]]
     end
     return table.concat(out)
 end
