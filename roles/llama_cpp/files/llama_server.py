@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping, NoReturn, Sequence
 
 TRUE = ("1", "true", "on", "enabled", "yes")
@@ -41,8 +43,7 @@ def to_name_set(text: str) -> set[str]:
 
 def to_file_text(path: str) -> str:
     """Return what the file holds."""
-    with open(path, encoding="utf-8") as file:
-        return file.read()
+    return Path(path).read_text(encoding="utf-8")
 
 
 def to_file_lines(path: str) -> list[str]:
@@ -94,7 +95,7 @@ class Option:
 
 
 KV_TYPE = OneOf("ggml_type", "GGML_TYPE_")
-SWITCH_WORDS = {word: "enabled" for word in TRUE} | {word: "disabled" for word in FALSE}
+SWITCH_WORDS = dict.fromkeys(TRUE, "enabled") | dict.fromkeys(FALSE, "disabled")
 
 OPTIONS = (
     # What is served, and where
@@ -139,9 +140,7 @@ OPTIONS = (
     Option(("-cram", "--cache-ram"), "LLAMA_ARG_CACHE_RAM", "cache_ram_mib", int),
     Option(("-ctk", "--cache-type-k"), "LLAMA_ARG_CACHE_TYPE_K", "cache_type_k", KV_TYPE),
     Option(("-ctv", "--cache-type-v"), "LLAMA_ARG_CACHE_TYPE_V", "cache_type_v", KV_TYPE),
-    Option(
-        ("-ctxcp", "--ctx-checkpoints", "--swa-checkpoints"), "LLAMA_ARG_CTX_CHECKPOINTS", "n_ctx_checkpoints", int
-    ),
+    Option(("-ctxcp", "--ctx-checkpoints", "--swa-checkpoints"), "LLAMA_ARG_CTX_CHECKPOINTS", "n_ctx_checkpoints", int),
     Option(("--swa-full",), "LLAMA_ARG_SWA_FULL", "swa_full", to_bool),
     Option(("-sps", "--slot-prompt-similarity"), "", "slot_prompt_similarity", float),
     Option(
@@ -162,7 +161,9 @@ OPTIONS = (
         OneOf("llama_load_mode", "LLAMA_LOAD_MODE_", {"mmap+mlock": "mmap_mlock", "dio": "direct_io"}),
     ),
     Option(("-ngl", "--gpu-layers", "--n-gpu-layers"), "LLAMA_ARG_N_GPU_LAYERS", "n_gpu_layers", int),
-    Option(("-sm", "--split-mode"), "LLAMA_ARG_SPLIT_MODE", "split_mode", OneOf("llama_split_mode", "LLAMA_SPLIT_MODE_")),
+    Option(
+        ("-sm", "--split-mode"), "LLAMA_ARG_SPLIT_MODE", "split_mode", OneOf("llama_split_mode", "LLAMA_SPLIT_MODE_")
+    ),
     Option(("-mg", "--main-gpu"), "LLAMA_ARG_MAIN_GPU", "main_gpu", int),
     Option(("--warmup",), "LLAMA_ARG_WARMUP", "warmup", to_bool, ("--no-warmup",)),
     # Prompts and reasoning
@@ -275,7 +276,7 @@ def fail(message: object) -> NoReturn:
 def serve(params: Any, library: Any) -> NoReturn:
     """Load the model, then serve until a signal ends the process."""
     try:
-        server = library.Server(params)
+        _server = library.Server(params)  # lives as long as its name
     except Exception as error:  # the library raises bare ones
         print(f"llama-server: the engine did not start: {error}", file=sys.stderr)
         raise SystemExit(1) from error
@@ -290,7 +291,7 @@ def serve(params: Any, library: Any) -> NoReturn:
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> None:
     """Run llama-server."""
     args = parser().parse_args(argv)
-    import xllamacpp  # noqa: PLC0415 -- --help works without it, and it takes a while to load
+    xllamacpp = importlib.import_module("xllamacpp")  # not before: --help works without it
 
     if args.version:
         print(f"llama-server (xllamacpp {xllamacpp.__version__})")
