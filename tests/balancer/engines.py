@@ -54,6 +54,7 @@ class Engine:
     drop_reused: bool = False  # closes a connection instead of answering a second request on it
     deaf: bool = False  # accepts connections and reads nothing, as a stopped process
     port: int = 0
+    address: str = "127.0.0.1"
     retry_after: str | None = None
     peer: dict[str, Any] = field(default_factory=dict)
 
@@ -70,9 +71,9 @@ class Engine:
     # Life
 
     def start(self) -> None:
-        listener = socket.socket()
+        listener = socket.socket(socket.AF_INET6 if ":" in self.address else socket.AF_INET)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", self.port))
+        listener.bind((self.address, self.port))
         listener.listen(512)
         self.port = listener.getsockname()[1]
         self.listener = listener

@@ -269,7 +269,7 @@ def table(*engines: Engine, limits: dict[str, Any] | None = None, **fields: Any)
             "name": engine.name,
             "node": engine.name,
             "engine": engine.kind,
-            "address": "127.0.0.1",
+            "address": engine.address,
             "port": engine.port,
             "models": engine.models,
             "slots": 4,

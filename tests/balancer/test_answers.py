@@ -132,6 +132,31 @@ def test_stream_that_stalls_is_cut_with_an_error(balancer: Balancer, engine: Mak
     wait_for(lambda: one.running == 0, 1, "the peer's connection is closed")
 
 
+# The real client
+
+
+def test_openai_client(balancer: Balancer, engine: MakeEngine) -> None:
+    openai = pytest.importorskip("openai")
+    one = engine(tokens=3)
+    balancer.put(table(one))
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{balancer.port}/v1", api_key=KEY, max_retries=0)
+    messages = [{"role": "user", "content": "hi"}]
+    assert client.chat.completions.create(model="m", messages=messages).choices[0].message.content == "hello"
+    assert len(list(client.chat.completions.create(model="m", messages=messages, stream=True))) == 3
+    assert [model.id for model in client.models.list()] == ["m"]
+    with pytest.raises(openai.NotFoundError, match="Known models: m"):
+        client.chat.completions.create(model="other", messages=messages)
+    with pytest.raises(openai.AuthenticationError, match="not known here"):
+        client.with_options(api_key="wrong").models.list()
+    one.mode = "break_stream"
+    with pytest.raises(openai.APIError, match="broke off"):
+        list(client.chat.completions.create(model="m", messages=messages, stream=True))
+    one.mode = "error500"
+    with pytest.raises(openai.InternalServerError, match="boom"):
+        client.with_options(max_retries=5).chat.completions.create(model="m", messages=messages)
+    assert len(one.inference()) == 4, "x-should-retry: false is heeded"
+
+
 # Clients that leave
 
 

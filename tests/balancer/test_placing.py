@@ -111,7 +111,9 @@ def test_failure_before_anything_was_sent_goes_elsewhere(
 ) -> None:
     bad, good = engine("bad", mode=mode), engine("good")
     balancer.put(table(bad, good))
+    started = time.monotonic()
     answers = many(balancer, 12, 4, stream=stream)
+    assert time.monotonic() - started < 3
     assert {answer.status for answer in answers} == {200}
     assert {answer.headers["x-llm-peer"] for answer in answers} == {"good"}
     assert len(bad.inference()) >= 1
@@ -283,6 +285,23 @@ def test_hung_peer_is_ejected_and_its_waiting_requests_move(balancer: Balancer, 
 
 
 # Probes
+
+
+def test_new_peers_serve_at_once(balancer: Balancer, engine: MakeEngine) -> None:
+    for i in range(5):
+        started = time.monotonic()
+        balancer.put(table(engine(f"new{i}")))
+        assert balancer.chat().status == 200
+        assert time.monotonic() - started < 0.12
+
+
+def test_ipv6_peer(balancer: Balancer, engine: MakeEngine) -> None:
+    try:
+        six = engine("six", address="::1")
+    except OSError:
+        pytest.skip("this machine has no IPv6 loopback")
+    balancer.put(table(six))
+    assert balancer.chat().json["from"] == "six"
 
 
 def test_probes_eject_and_bring_back(balancer: Balancer, engine: MakeEngine) -> None:
