@@ -156,12 +156,17 @@ class Engine:
             seen.outcome = "left"
             raise
         finally:
-            seen.ended = time.monotonic()
-            if seen.outcome == "running":
-                seen.outcome = "done"
-            with self.lock:
-                self.running -= 1
+            self._over(seen)
         return keep and self.keep_alive
+
+    def _over(self, seen: Seen) -> None:
+        """The work is over; told before the last bytes go out, so that the next request is not counted beside it."""
+        with self.lock:
+            if not seen.ended:
+                seen.ended = time.monotonic()
+                self.running -= 1
+        if seen.outcome == "running":
+            seen.outcome = "done"
 
     def _get(self, sock: socket.socket, path: str, headers: dict[str, str]) -> bool:
         if path in ("/health", "/api/version"):
@@ -194,7 +199,11 @@ class Engine:
             finally:
                 sock.settimeout(None)
 
-    def _json(self, sock: socket.socket, value: object, status: int = 200, extra: str = "") -> None:
+    def _json(
+        self, sock: socket.socket, value: object, seen: Seen | None = None, status: int = 200, extra: str = ""
+    ) -> None:
+        if seen:
+            self._over(seen)
         data = json.dumps(value).encode()
         head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n{extra}\r\n"
         sock.sendall(head.encode() + data)
@@ -231,17 +240,17 @@ class Engine:
             self._wait(sock, 3600)
             return False
         if mode == "error500":
-            self._json(sock, {"error": {"message": f"boom {self.name}"}}, status=500)
+            self._json(sock, {"error": {"message": f"boom {self.name}"}}, seen, status=500)
             return True
         if mode == "bad400":
-            self._json(sock, {"error": {"message": "context too long"}}, status=400)
+            self._json(sock, {"error": {"message": "context too long"}}, seen, status=400)
             return True
         if mode == "not501":
-            self._json(sock, {"error": {"message": "no embeddings"}}, status=501)
+            self._json(sock, {"error": {"message": "no embeddings"}}, seen, status=501)
             return True
         if mode in ("busy503", "busy429"):
             extra = f"Retry-After: {self.retry_after}\r\n" if self.retry_after else ""
-            self._json(sock, {"error": {"message": "busy"}}, status=int(mode[4:]), extra=extra)
+            self._json(sock, {"error": {"message": "busy"}}, seen, status=int(mode[4:]), extra=extra)
             return True
         return self._answer(sock, seen)
 
@@ -281,6 +290,7 @@ class Engine:
                     "from": self.name,
                     "choices": [{"message": {"role": "assistant", "content": "hello"}}],
                 },
+                seen,
             )
             return True
         kind = "application/x-ndjson" if seen.path.startswith("/api/") else "text/event-stream"
@@ -303,5 +313,6 @@ class Engine:
                 sock.sendall(b"%x\r\n%s\r\n" % (len(part), part))
             if self.gap:
                 self._wait(sock, self.gap)
+        self._over(seen)
         sock.sendall(b"0\r\n\r\n")
         return True

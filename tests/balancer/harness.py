@@ -146,8 +146,13 @@ class Balancer:
             raise AssertionError((self.dir / "stderr.log").read_text() + self.errors()) from None
 
     def answers(self) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 0.2):
-            return self.variables["balancer_admin_socket"].exists()
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection(("127.0.0.1", self.port), 0.2),
+            socket.socket(socket.AF_UNIX) as admin,
+        ):
+            admin.connect(str(self.variables["balancer_admin_socket"]))
+            return True
         return False
 
     def signal(self, number: int) -> None:
