@@ -94,7 +94,7 @@ def test_the_sandbox_refuses_to_write_to_etc(node: Host) -> None:
 
 def test_the_sandbox_reaches_no_foreign_address(node: Host) -> None:
     foreign = ADDRESSES["node2" if node.check_output("hostname") != "node2" else "node1"]
-    probe = f"import socket; socket.create_connection(('{foreign}', 22), 3); print('connected')"
+    probe = f"import socket; socket.create_connection(('{foreign}', 22), 3); print('conn' + 'ected')"
     assert "connected" in node.run("python3 -c %s", probe).stdout, (
         "nothing listens there, so the next line proves nothing"
     )
@@ -102,14 +102,16 @@ def test_the_sandbox_reaches_no_foreign_address(node: Host) -> None:
 
 
 def test_only_balancers_reach_the_engine(node: Host) -> None:
-    probe = f"import socket; socket.create_connection(('{address_of(node)}', 8000), 3); print('connected')"
+    probe = f"import socket; socket.create_connection(('{address_of(node)}', 8000), 3); print('conn' + 'ected')"
     other = connect("node2" if node.check_output("hostname") != "node2" else "node1")
     assert "connected" in connect(BALANCER).run("python3 -c %s", probe).stdout
     assert "connected" not in other.run("python3 -c %s", probe).stdout
 
 
 def test_the_firewall_is_one_table_and_the_hosts_own_service_is_left_alone(node: Host) -> None:
-    assert node.check_output("nft list tables") == "table inet llm_cluster"
+    # Docker keeps its name service's rules in the containers' ip nat.
+    tables = node.check_output("nft list tables").split("\n")
+    assert [table for table in tables if table != "table ip nat"] == ["table inet llm_cluster"]
     assert node.service("llm-cluster-firewall").is_running
     assert not node.service("nftables").is_running
     assert not node.service("nftables").is_enabled
