@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from tests.e2e.conftest import Cluster
+from e2e.demo_cluster import Cluster
 
 HOSTS = ["node1", "node2", "node3", "balancer"]
 # What logging in leaves behind, whoever does it: Ansible's own temporary folder and the login records.

@@ -9,14 +9,11 @@ import json
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import openai
 import pytest
+from e2e.demo_cluster import Cluster
 from openai.types.chat import ChatCompletionChunk, ChatCompletionUserMessageParam
-
-if TYPE_CHECKING:
-    from tests.e2e.conftest import Cluster
 
 MODEL = "gemma3:270m"
 QUESTION: list[ChatCompletionUserMessageParam] = [

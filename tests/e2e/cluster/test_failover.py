@@ -6,12 +6,9 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING
 
 import openai
-
-if TYPE_CHECKING:
-    from tests.e2e.conftest import Cluster
+from e2e.demo_cluster import Cluster
 
 MODEL = "gemma3:270m"
 UNIT = "llama-cpp@gemma3-270m.service"

@@ -5,10 +5,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from tests.e2e.conftest import Cluster
+from e2e.demo_cluster import Cluster
 
 MOST_REMOTE_TASKS = 30
 MOST_SECONDS = 60
