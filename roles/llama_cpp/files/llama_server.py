@@ -200,6 +200,8 @@ OPTIONS = (
 
 # Older names of variables.
 FORMER_ENV = {"LLAMA_ARG_WEBUI": "LLAMA_ARG_UI"}
+# llama-server's own defaults where the library has others.
+DEFAULTS = {"LLAMA_ARG_HOST": "127.0.0.1", "LLAMA_ARG_PORT": "8080"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -259,6 +261,8 @@ def apply(params: Any, options: Iterable[tuple[Option, Any]], library: Any) -> N
                 owner = params
                 for step in path:
                     owner = getattr(owner, step)
+                if name == "hostnames" and not hasattr(owner, name):  # before October 2026 it was one
+                    name, value = "hostname", value[0]
                 getattr(owner, name)  # an extension type would refuse, but a plain one would take a wrong name
                 setattr(owner, name, value)
         except AttributeError:
@@ -293,15 +297,14 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> None:
     args = parser().parse_args(argv)
     xllamacpp = importlib.import_module("xllamacpp")  # not before: --help works without it
 
-    if args.version:
-        print(f"llama-server (xllamacpp {xllamacpp.__version__})")
-        return
     params = xllamacpp.CommonParams()
-    params.hostnames, params.port = ["127.0.0.1"], 8080  # llama-server's own defaults
     try:
-        apply(params, chosen(args, environ), xllamacpp)
+        apply(params, chosen(args, {**DEFAULTS, **environ}), xllamacpp)
     except ValueError as error:
         fail(error)
+    if args.version:  # only now: a version that doesn't take the settings is to be found out before it serves
+        print(f"llama-server (xllamacpp {xllamacpp.__version__})")
+        return
     if not params.model.path:
         fail("give a model with --model or LLAMA_ARG_MODEL")
     for name in unknown_variables(environ):

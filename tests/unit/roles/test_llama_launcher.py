@@ -128,6 +128,12 @@ def test_parameter_that_the_engine_lacks_is_named():
         launcher.apply(Strict(), launcher.chosen(args, {}), LIBRARY)
 
 
+def test_engine_before_october_2026_takes_one_address():
+    params = Strict(hostname="")
+    launcher.apply(params, launcher.chosen(launcher.parser().parse_args(["--host", "10.0.0.1"]), {}), LIBRARY)
+    assert params.hostname == "10.0.0.1"
+
+
 def test_unknown_flag_is_refused(capsys):
     with pytest.raises(SystemExit) as stop:
         launcher.parser().parse_args(["--no-such-flag"])
