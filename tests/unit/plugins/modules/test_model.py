@@ -282,6 +282,7 @@ def test_chunks_from_the_controller(run: Run, store: Path, tmp_path: Path) -> No
     assert "another run" in append(200_000, OLD[200_000:])["msg"]
     assert run(**wanted)["missing"][0]["have"] == 100_000
     assert append(100_000, b"x" * 100_000)["have"] == 200_000
+    assert append(100_000, OLD[100_000:150_000])["have"] == 150_000
     assert append(100_000, OLD[100_000:])["have"] == len(OLD)
     done = run(**wanted)
     assert done["changed"]
@@ -550,15 +551,14 @@ def test_a_pull_in_which_nothing_moves(
     pull: Run, node: ollama.Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = registry.publish("tiny:1", b"one" * 50_000).digest
-    wait = threading.Event()
 
     def still(*args: Any) -> Iterator[Any]:
-        while not wait.wait(0.05):
+        for _ in range(100):
+            threading.Event().wait(0.02)
             yield {"status": "pulling abc", "digest": digest, "total": 100, "completed": 10}
 
     monkeypatch.setattr(ollama, "pull", still)
     failed = pull(digest, network_timeout=0.3)
-    wait.set()
     assert "nothing moved for 0 s" in failed["msg"]
     assert "run again" in failed["msg"]
 
