@@ -22,6 +22,8 @@ FILES = Path(__file__).parents[3] / "roles" / "llama_cpp" / "files"
 
 def load(name):
     spec = importlib.util.spec_from_file_location(name, FILES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
@@ -131,7 +133,7 @@ def test_parameter_that_the_engine_lacks_is_named():
 def test_engine_before_october_2026_takes_one_address():
     params = Strict(hostname="")
     launcher.apply(params, launcher.chosen(launcher.parser().parse_args(["--host", "10.0.0.1"]), {}), LIBRARY)
-    assert params.hostname == "10.0.0.1"
+    assert vars(params)["hostname"] == "10.0.0.1"
 
 
 def test_unknown_flag_is_refused(capsys):
@@ -167,10 +169,21 @@ def test_role_writes_only_variables_that_the_launcher_knows():
     assert launcher.unknown_variables(written) == []
 
 
+class Engine(http.server.ThreadingHTTPServer):
+    """A simulated engine that is busy until `idle_at`."""
+
+    idle_at = 0.0
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}/slots"
+
+
 class Slots(http.server.BaseHTTPRequestHandler):
-    """Simulated /slots: busy until the server's `idle_at`."""
+    """Simulated /slots."""
 
     def do_GET(self):
+        assert isinstance(self.server, Engine)
         body = json.dumps([{"id": 0, "is_processing": time.monotonic() < self.server.idle_at}]).encode()
         self.send_response(200)
         self.end_headers()
@@ -182,9 +195,7 @@ class Slots(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def engine():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slots)
-    server.idle_at = 0.0
-    server.url = f"http://127.0.0.1:{server.server_port}/slots"
+    server = Engine(("127.0.0.1", 0), Slots)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
