@@ -93,7 +93,7 @@ SUITES = [
             molecule("converge", "cluster"),
             molecule("idempotence", "cluster"),
             molecule("verify", "cluster"),
-            pytest("pytest tests/e2e", "tests/e2e/cluster"),
+            pytest("pytest tests/e2e", "-rP", "tests/e2e/cluster"),
             molecule("destroy", "cluster", always=True),
         ],
         stop_at_failure=True,
