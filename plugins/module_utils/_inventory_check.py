@@ -95,7 +95,9 @@ def node_problems(node: str, host_vars: Mapping[str, Any], cluster: Mapping[str,
     if engine not in ENGINES:
         found.append(f"{node}: llm_engine is {engine!r}, which is not known; use one of {', '.join(ENGINES)}.")
     if not values["llm_address"]:
-        found.append(f"{node}: no address is known; set llm_address to the host's address inside the cluster.")
+        found.append(
+            f"{node}: no address is known (was it reached?); set llm_address to its address inside the cluster."
+        )
     found += number_problems(node, "llm_node_slots", values["llm_node_slots"], (1, 1024))
     found += number_problems(node, "llm_node_port", values["llm_node_port"], (1, 65535))
     found += number_problems(node, "llm_node_weight", values["llm_node_weight"], (0.01, 1000), whole=False)

@@ -9,6 +9,7 @@ Pure functions on plain dictionaries: no Ansible import, nothing is read or writ
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -38,11 +39,21 @@ def settings(host_vars: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[
 
 
 def address_of(host_vars: Mapping[str, Any]) -> str | None:
-    """Return the host's address inside the cluster, or None where neither the inventory nor the facts know one."""
+    """Return the host's address inside the cluster, or None where neither the inventory nor the facts know one.
+
+    A host without facts is one that could not be reached. It keeps its place in the routing table by the address that
+    Ansible uses, if that is one: a node that is down must not keep the others from being converged.
+    """
     if host_vars.get("llm_address"):
         return str(host_vars["llm_address"])
     facts = host_vars.get("ansible_facts") or {}
-    return (facts.get("default_ipv4") or {}).get("address") or (facts.get("default_ipv6") or {}).get("address")
+    known = (facts.get("default_ipv4") or {}).get("address") or (facts.get("default_ipv6") or {}).get("address")
+    if known:
+        return str(known)
+    try:
+        return str(ipaddress.ip_address(str(host_vars.get("ansible_host"))))
+    except ValueError:
+        return None
 
 
 def url_of(address: str, port: int, tls: bool = False) -> str:

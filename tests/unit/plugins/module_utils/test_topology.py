@@ -31,6 +31,9 @@ def host(**variables: Any) -> dict[str, Any]:
         ({"ansible_facts": {"default_ipv4": {"address": "192.0.2.3"}}}, "192.0.2.3"),
         ({"ansible_facts": {"default_ipv4": {}, "default_ipv6": {"address": "2001:db8::3"}}}, "2001:db8::3"),
         ({"llm_address": "", "ansible_facts": {"default_ipv4": {"address": "192.0.2.3"}}}, "192.0.2.3"),
+        ({"ansible_host": "192.0.2.8", "ansible_facts": {"default_ipv4": {"address": "192.0.2.3"}}}, "192.0.2.3"),
+        ({"ansible_host": "192.0.2.8"}, "192.0.2.8"),
+        ({"ansible_host": "node1.example.com"}, None),
         ({}, None),
     ],
 )
