@@ -26,10 +26,7 @@ def cluster_defaults() -> dict[str, Any]:
 
 
 def host_address(host_vars: Mapping[str, Any]) -> str:
-    """Return a host's address inside the cluster: llm_address, else that of its default route.
-
-    ``llm_address`` itself may be defined by this filter, so only the facts are asked then.
-    """
+    """Return a host's address inside the cluster: llm_address where the inventory sets it, else from its facts."""
     address = _topology.address_of(host_vars)
     if address is None:
         name = host_vars.get("inventory_hostname", "the host")

@@ -15,6 +15,7 @@ from typing import Any
 from ansible_collections.llm.cluster.plugins.module_utils._topology import (
     ENGINES,
     address_of,
+    is_ip_address,
     node_peers,
     normal_digest,
     placed_on,
@@ -94,9 +95,12 @@ def node_problems(node: str, host_vars: Mapping[str, Any], cluster: Mapping[str,
     engine = values["llm_engine"]
     if engine not in ENGINES:
         found.append(f"{node}: llm_engine is {engine!r}, which is not known; use one of {', '.join(ENGINES)}.")
-    if not values["llm_address"]:
+    address = values["llm_address"]
+    if not address:
+        found.append(f"{node}: no address is known (was it reached?); set llm_address to its address in the cluster.")
+    elif not is_ip_address(address):
         found.append(
-            f"{node}: no address is known (was it reached?); set llm_address to its address inside the cluster."
+            f"{node}: llm_address is {address!r}; it must be an IP address, because the balancer looks up no names."
         )
     found += number_problems(node, "llm_node_slots", values["llm_node_slots"], (1, 1024))
     found += number_problems(node, "llm_node_port", values["llm_node_port"], (1, 65535))

@@ -50,10 +50,17 @@ def address_of(host_vars: Mapping[str, Any]) -> str | None:
     known = (facts.get("default_ipv4") or {}).get("address") or (facts.get("default_ipv6") or {}).get("address")
     if known:
         return str(known)
+    reached_at = str(host_vars.get("ansible_host"))
+    return reached_at if is_ip_address(reached_at) else None
+
+
+def is_ip_address(text: str) -> bool:
+    """Whether the text is an IPv4 or IPv6 address, not a name."""
     try:
-        return str(ipaddress.ip_address(str(host_vars.get("ansible_host"))))
+        ipaddress.ip_address(text)
     except ValueError:
-        return None
+        return False
+    return True
 
 
 def url_of(address: str, port: int, tls: bool = False) -> str:

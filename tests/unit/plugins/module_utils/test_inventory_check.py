@@ -46,6 +46,7 @@ def gguf(**model: Any) -> dict[str, Any]:
         ({"b": {"ansible_facts": {"distribution": "Ubuntu", "distribution_version": "22.04"}}}, ["b", "Lua module"]),
         ({"n1": {"llm_engine": "vllm"}}, ["n1", "'vllm'", "ollama, llama_cpp"]),
         ({"n1": {"llm_address": None}}, ["n1", "llm_address"]),
+        ({"n1": {"llm_address": "node1.example.com"}}, ["n1", "'node1.example.com'", "IP address"]),
         ({"n1": {"llm_address": "192.0.2.2"}}, ["n1 and n2", "192.0.2.2"]),
         ({"n1": {"llm_node_slots": 0}}, ["n1", "llm_node_slots", "from 1"]),
         ({"n1": {"llm_node_slots": 1.5}}, ["llm_node_slots", "whole number"]),
