@@ -22,13 +22,15 @@ from ansible_collections.llm.cluster.plugins.module_utils._topology import (
     settings,
 )
 
-# Oldest major version that is supported, by distribution and by what the host is for.
-# Ubuntu 22.04 ships nginx without the Lua module, so it can be a node but no balancer.
-NODE_SYSTEMS = {"Debian": 12, "Ubuntu": 22}
-BALANCER_SYSTEMS = {"Debian": 12, "Ubuntu": 24}
+# Oldest major version that is supported, by distribution. Older ones have a Python that llm doesn't run on, and Ubuntu
+# 22.04 has no Lua module for nginx.
+SYSTEMS = {"Debian": 12, "Ubuntu": 24}
 
 # Below these a node works, but not well: cores, memory in GB, free disk in GB, link in Mbit/s.
 SMALL_NODE = {"cores": 8, "memory_gb": 16, "disk_gb": 100, "link_mbit": 100}
+
+# A misspelt digest would leave a model unpinned without a word.
+MODEL_KEYS = {"name", "source", "digest", "preload", "context", "slots", "port", "nodes", "insecure"}
 
 PLACEHOLDER = re.compile(r"change.?me|example|xxxx", re.IGNORECASE)
 
@@ -47,10 +49,10 @@ def problems(
     found: list[str] = []
     if not roles["balancers"]:
         found.append("The inventory has no balancer: put a host into the group llm_balancers.")
-    for host in roles["nodes"]:
-        found += system_problems(host, hosts[host], NODE_SYSTEMS, "node")
+    for host in dict.fromkeys(roles["nodes"] + roles["balancers"] + roles["clients"]):
+        found += system_problems(host, hosts[host])
     for host in roles["balancers"]:
-        found += system_problems(host, hosts[host], BALANCER_SYSTEMS, "balancer")
+        found += address_kind_problems(host, address_of(hosts[host]))
     found += name_problems(roles["nodes"])
     of_nodes = [problem for node in roles["nodes"] for problem in node_problems(node, hosts[node], cluster)]
     found += of_nodes
@@ -63,18 +65,26 @@ def problems(
     return list(dict.fromkeys(found))
 
 
-def system_problems(host: str, host_vars: Mapping[str, Any], supported: Mapping[str, int], purpose: str) -> list[str]:
+def system_problems(host: str, host_vars: Mapping[str, Any]) -> list[str]:
     """Check the operating system; hosts whose facts are missing (outside ``--limit``) are passed over."""
     facts = host_vars.get("ansible_facts") or {}
     name, version = facts.get("distribution"), str(facts.get("distribution_version") or "")
     if not name:
         return []
     major = re.match(r"\d+", version)
-    if name in supported and (major is None or int(major.group()) >= supported[name]):
+    if name in SYSTEMS and (major is None or int(major.group()) >= SYSTEMS[name]):
         return []
-    wanted = ", ".join(f"{system} {oldest} or newer" for system, oldest in supported.items())
-    why = " (older ones have no Lua module for nginx)" if purpose == "balancer" else ""
-    return [f"{host}: {name} {version} is not supported for a {purpose}; use {wanted}{why}."]
+    wanted = " or ".join(f"{system} {oldest} or newer" for system, oldest in SYSTEMS.items())
+    return [f"{host}: {name} {version} is not supported; use {wanted}."]
+
+
+def address_kind_problems(host: str, address: str | None) -> list[str]:
+    """Check that a host has an address, and that it is one."""
+    if not address:
+        return [f"{host}: no address is known (was it reached?); set llm_address to its address in the cluster."]
+    if not is_ip_address(address):
+        return [f"{host}: llm_address is {address!r}; it must be an IP address, because nothing here looks up names."]
+    return []
 
 
 def name_problems(nodes: list[str]) -> list[str]:
@@ -95,16 +105,11 @@ def node_problems(node: str, host_vars: Mapping[str, Any], cluster: Mapping[str,
     engine = values["llm_engine"]
     if engine not in ENGINES:
         found.append(f"{node}: llm_engine is {engine!r}, which is not known; use one of {', '.join(ENGINES)}.")
-    address = values["llm_address"]
-    if not address:
-        found.append(f"{node}: no address is known (was it reached?); set llm_address to its address in the cluster.")
-    elif not is_ip_address(address):
-        found.append(
-            f"{node}: llm_address is {address!r}; it must be an IP address, because the balancer looks up no names."
-        )
+    found += address_kind_problems(node, values["llm_address"])
     found += number_problems(node, "llm_node_slots", values["llm_node_slots"], (1, 1024))
     found += number_problems(node, "llm_node_port", values["llm_node_port"], (1, 65535))
     found += number_problems(node, "llm_node_weight", values["llm_node_weight"], (0.01, 1000), whole=False)
+    found += boolean_problems(node, "llm_node_backup", values["llm_node_backup"])
     if not isinstance(values["llm_node_labels"], Mapping):
         found.append(f"{node}: llm_node_labels must be a mapping, such as {{gpu_memory_gb: 24}}.")
     models = values["llm_models"]
@@ -135,11 +140,21 @@ def number_problems(host: str, variable: str, value: Any, bounds: tuple[float, f
     return []
 
 
+def boolean_problems(host: str, variable: str, value: Any) -> list[str]:
+    """Check that a value is true or false. Text is neither: INI inventories and ``-e name=false`` give such."""
+    if isinstance(value, bool) or str(value).lower() in ("true", "false", "yes", "no"):
+        return []
+    return [f"{host}: {variable} is {value!r}; it must be true or false."]
+
+
 def model_problems(node: str, model: Mapping[str, Any], engine: str) -> list[str]:
     """Check that a model entry says where the model comes from, in a way that the node's engine can use."""
     name, source, digest = model["name"], model.get("source") or {}, normal_digest(model.get("digest"))
     where = f"{node}: model {name}"
-    found = []
+    strange = sorted(set(model) - MODEL_KEYS)
+    found = [f"{where}: {key} is no key of a model; there are {', '.join(sorted(MODEL_KEYS))}." for key in strange]
+    for key in ("preload", "insecure"):
+        found += boolean_problems(where, key, model.get(key, False))
     if digest and not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
         found.append(f"{where}: digest must be sha256: and 64 hexadecimal digits.")
     unknown = sorted(set(source) - {"url", "file", "registry"})
@@ -230,6 +245,11 @@ def key_problems(api_keys: Any, required: bool) -> list[str]:
     found = []
     names = [str(entry["name"]) for entry in api_keys]
     found += [f"llm_api_keys names {name} twice." for name in sorted({n for n in names if names.count(n) > 1})]
+    found += [
+        f"llm_api_keys: the name {name!r} must start with a letter or digit; then . _ : / @ + - may follow too."
+        for name in names
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.:/@+-]{0,199}", name)
+    ]
     for entry in api_keys:
         key, digest = entry.get("key"), entry.get("sha256")
         if digest:

@@ -81,6 +81,11 @@ def placed_on(model: Mapping[str, Any], node: str, group_names: Iterable[str]) -
     return not wanted or node in wanted or any(group in wanted for group in group_names)
 
 
+def truth(value: Any) -> bool:
+    """Return a boolean that may have come as text, from an INI inventory or the command line."""
+    return value if isinstance(value, bool) else str(value).lower() in ("true", "yes", "1")
+
+
 def normal_digest(digest: str | None) -> str | None:
     """Return a digest as ``sha256:hex`` in lower case, whether it was given with its prefix or without."""
     if not digest:
@@ -98,10 +103,10 @@ def normal_model(model: Mapping[str, Any], engine: str, slots: int) -> dict[str,
         "name": str(model["name"]),
         "source": source,
         "digest": normal_digest(model.get("digest")),
-        "preload": bool(model.get("preload", True)),
+        "preload": truth(model.get("preload", True)),
         "context": int(model.get("context") or 4096),
         "slots": int(model.get("slots") or slots),
-        "insecure": bool(model.get("insecure", False)),
+        "insecure": truth(model.get("insecure", False)),
         "unit": unit_name(str(model["name"])),
     }
 
@@ -127,7 +132,7 @@ def node_peers(node: str, host_vars: Mapping[str, Any], defaults: Mapping[str, A
             "port": at,
             "slots": capacity,
             "weight": float(values["llm_node_weight"]),
-            "backup": bool(values["llm_node_backup"]),
+            "backup": truth(values["llm_node_backup"]),
             "labels": dict(values["llm_node_labels"]),
             "models": held,
         }
@@ -169,7 +174,7 @@ def routing_table(
     return {
         "schema": 1,
         "default_model": default_model or peers[0]["models"][0]["name"],
-        "require_key": bool(require_key),
+        "require_key": truth(require_key),
         "keys": key_entries(api_keys),
         "peers": [
             {

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,18 @@ from ansible_collections.llm.cluster.plugins.module_utils._admin import (
 )
 
 
+def whole_request(connection: socket.socket) -> bytes:
+    """Read head and body: they may come in two pieces, and an answer before the second would break the sender off."""
+    data = b""
+    while True:
+        piece = connection.recv(65536)
+        data += piece
+        head, end, body = data.partition(b"\r\n\r\n")
+        length = re.search(rb"Content-Length: (\d+)", head)
+        if not piece or (end and len(body) >= int(length.group(1) if length else 0)):
+            return data
+
+
 @contextmanager
 def answering(path: Path, answer: bytes) -> Iterator[list[bytes]]:
     """Serve one raw answer at the socket; yield the list that receives the request."""
@@ -33,7 +46,7 @@ def answering(path: Path, answer: bytes) -> Iterator[list[bytes]]:
         def serve() -> None:
             connection, _ = listener.accept()
             with connection:
-                requests.append(connection.recv(65536))
+                requests.append(whole_request(connection))
                 connection.sendall(answer)
 
         thread = threading.Thread(target=serve, daemon=True)

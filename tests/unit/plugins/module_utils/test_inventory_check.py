@@ -15,8 +15,9 @@ HOSTS: dict[str, dict[str, Any]] = {
     "n1": {"llm_address": "192.0.2.1", "group_names": ["llm_nodes"], "ansible_facts": FACTS},
     "n2": {"llm_address": "192.0.2.2", "group_names": ["llm_nodes"], "ansible_facts": FACTS},
     "b": {"llm_address": "192.0.2.3", "group_names": ["llm_balancers"], "ansible_facts": FACTS},
+    "c": {"group_names": ["llm_clients"], "ansible_facts": FACTS},
 }
-ROLES = {"nodes": ["n1", "n2"], "balancers": ["b"]}
+ROLES = {"nodes": ["n1", "n2"], "balancers": ["b"], "clients": ["c"]}
 
 
 def problems(changes: dict[str, dict[str, Any]], cluster: dict[str, Any], roles: dict[str, list[str]]) -> list[str]:
@@ -43,7 +44,19 @@ def gguf(**model: Any) -> dict[str, Any]:
     [
         ({"n1": {"ansible_facts": {"distribution": "Fedora", "distribution_version": "42"}}}, ["n1", "Fedora 42"]),
         ({"n1": {"ansible_facts": {"distribution": "Debian", "distribution_version": "11.3"}}}, ["n1", "Debian 12"]),
-        ({"b": {"ansible_facts": {"distribution": "Ubuntu", "distribution_version": "22.04"}}}, ["b", "Lua module"]),
+        (
+            {"b": {"ansible_facts": {"distribution": "Ubuntu", "distribution_version": "22.04"}}},
+            ["b", "Ubuntu 22.04", "Ubuntu 24"],
+        ),
+        ({"c": {"ansible_facts": {"distribution": "Fedora", "distribution_version": "42"}}}, ["c", "Fedora 42"]),
+        ({"b": {"llm_address": "llm.example.com"}}, ["b", "'llm.example.com'", "IP address"]),
+        ({"b": {"llm_address": None}}, ["b", "no address is known"]),
+        ({"n1": {"llm_node_backup": "perhaps"}}, ["n1", "llm_node_backup", "true or false"]),
+        (
+            {"n1": {"llm_models": [{"name": "m:1b", "digset": "sha256:12"}]}},
+            ["n1", "digset is no key of a model", "digest"],
+        ),
+        ({"n1": {"llm_models": [{"name": "m:1b", "preload": "later"}]}}, ["m:1b", "preload", "true or false"]),
         ({"n1": {"llm_engine": "vllm"}}, ["n1", "'vllm'", "ollama, llama_cpp"]),
         ({"n1": {"llm_address": None}}, ["n1", "llm_address"]),
         ({"n1": {"llm_address": "node1.example.com"}}, ["n1", "'node1.example.com'", "IP address"]),
@@ -107,6 +120,7 @@ def test_a_host_problem_names_the_host_and_what_to_do(changes: dict[str, dict[st
         ({"llm_api_keys": [{"name": "a", "key": "CHANGE-ME-0123456789"}]}, ["still the example's"]),
         ({"llm_api_keys": [{"name": "a", "key": "short"}]}, ["shorter than 16"]),
         ({"llm_api_keys": [{"name": "a", "sha256": "12"}]}, ["sha256", "64"]),
+        ({"llm_api_keys": [{"name": "team a", "key": KEY}]}, ["'team a'", "letter or digit"]),
         ({"llm_api_keys": [{"name": "a", "key": KEY}, {"name": "a", "key": KEY}]}, ["names a twice"]),
     ],
 )
@@ -124,7 +138,10 @@ def test_a_laboratory_may_do_without_keys() -> None:
 
 @pytest.mark.parametrize(
     ("roles", "word"),
-    [({"nodes": [], "balancers": ["b"]}, "llm_nodes"), ({"nodes": ["n1"], "balancers": []}, "llm_balancers")],
+    [
+        ({"nodes": [], "balancers": ["b"], "clients": []}, "llm_nodes"),
+        ({"nodes": ["n1"], "balancers": [], "clients": []}, "llm_balancers"),
+    ],
 )
 def test_empty_groups_are_named(roles: dict[str, list[str]], word: str) -> None:
     assert word in problems({}, {}, roles)[0]

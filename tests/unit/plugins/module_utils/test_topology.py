@@ -99,6 +99,14 @@ def test_digests_have_one_form(given: str | None, normal: str | None) -> None:
     assert topology.normal_digest(given) == normal
 
 
+@pytest.mark.parametrize(
+    ("value", "truth"), [(True, True), (False, False), ("false", False), ("False", False), ("no", False), ("yes", True)]
+)
+def test_booleans_may_come_as_text(value: Any, truth: bool) -> None:
+    (peer,) = topology.node_peers("n1", host(llm_models=TWO_MODELS, llm_node_backup=value), DEFAULTS)
+    assert peer["backup"] is truth
+
+
 def test_keys_are_kept_as_their_sha256_only() -> None:
     entries = topology.key_entries([{"name": "z", "key": "secret"}, {"name": "a", "sha256": "AB" * 32}])
     assert entries == [
