@@ -11,7 +11,8 @@ help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.run ## Start three bare hosts and a balancer here, make them a cluster, ask it a question
-	@ansible-playbook -i inventories/demo playbooks/demo_up.yml
+	@began=$$(date +%s); ansible-playbook -i inventories/demo playbooks/demo_up.yml \
+	    && echo "The demo took $$(($$(date +%s) - began)) seconds to come up."
 
 demo-down: $(VENV)/.run ## Remove the demo
 	@ansible-playbook -i inventories/demo playbooks/demo_down.yml

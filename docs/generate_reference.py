@@ -29,10 +29,11 @@ PLAYBOOKS = """\
 | playbook | does |
 |---|---|
 | `site.yml` | checks the inventory, converges all hosts, verifies; `--check --diff` previews, `--tags ROLE` narrows |
+| `playbooks/remove.yml` | takes the cluster's parts off the hosts that `--limit` names; models stay |
 | `playbooks/verify.yml` | asks every node and the endpoint a real question and prints who answered; changes nothing |
 
-Installed from a tarball they are `llm.cluster.site` and `llm.cluster.verify`. In a checkout there are also
-`playbooks/demo_up.yml` and `playbooks/demo_down.yml`, which is what `make demo` and `make demo-down` run.
+Installed from a tarball they are `llm.cluster.site`, `llm.cluster.remove` and `llm.cluster.verify`. In a checkout there
+are also `playbooks/demo_up.yml` and `playbooks/demo_down.yml`, which is what `make demo` and `make demo-down` run.
 """
 
 

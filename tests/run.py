@@ -156,9 +156,11 @@ def main(names: list[str]) -> int:
         return 2
     RESULTS.mkdir(parents=True, exist_ok=True)
     tally = Tally()
+    began = time.monotonic()
     for name in wanted:
         run_suite(known[name], tally)
     print("\n" + "\n".join(tally.lines))
+    print(f"{(time.monotonic() - began) / 60:.1f} minutes in all")
     skipped = f", {tally.skipped} skipped" if tally.skipped else ""
     print(f"{tally.passed} passed, {tally.failed} failed{skipped}")
     return 1 if tally.failed else 0

@@ -24,7 +24,8 @@ class NoAnswerError(Exception):
 class Question:
     """One kind of question, asked ``count`` times.
 
-    ``url`` is the address without ``/v1``. Without ``stream`` the answer comes in one piece.
+    ``url`` is the address without ``/v1``; ``via`` an address to connect to instead of the URL's host, whose name is
+    still what TLS expects. Without ``stream`` the answer comes in one piece.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Question:
     stream: bool
     count: int
     max_tokens: int
+    via: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,18 +58,32 @@ class Access:
     validate_certs: bool = True
 
 
-def connection(url: str, access: Access) -> http.client.HTTPConnection:
-    """Return an unopened connection to the URL's host."""
+class ConnectionVia(http.client.HTTPSConnection):
+    """An HTTPS connection that goes to another address than its host's name says."""
+
+    def __init__(self, host: str, port: int, via: str, timeout: float, context: ssl.SSLContext) -> None:
+        super().__init__(host, port, timeout=timeout, context=context)
+        self._via = via
+        self._tls = context
+
+    def connect(self) -> None:
+        self.sock = self._tls.wrap_socket(
+            socket.create_connection((self._via, self.port), self.timeout), server_hostname=self.host
+        )
+
+
+def connection(url: str, access: Access, via: str | None = None) -> http.client.HTTPConnection:
+    """Return an unopened connection to the URL's host, or to the address ``via`` in its name."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise NoAnswerError(f"{url} is no address; it must look like http://HOST:PORT")
     if parts.scheme == "http":
-        return http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=access.timeout)
+        return http.client.HTTPConnection(via or parts.hostname, parts.port or 80, timeout=access.timeout)
     context = ssl.create_default_context(cafile=access.ca_file)
     if not access.validate_certs:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    return http.client.HTTPSConnection(parts.hostname, parts.port or 443, timeout=access.timeout, context=context)
+    return ConnectionVia(parts.hostname, parts.port or 443, via or parts.hostname, access.timeout, context)
 
 
 def ask(question: Question, access: Access) -> Answer:
@@ -85,7 +101,7 @@ def ask(question: Question, access: Access) -> Answer:
     if access.api_key:
         headers["Authorization"] = "Bearer " + access.api_key
     began = time.monotonic()
-    conn = connection(question.url, access)
+    conn = connection(question.url, access, question.via)
     try:
         path = urlsplit(question.url).path.rstrip("/") + "/v1/chat/completions"
         conn.request("POST", path, json.dumps(body), headers)

@@ -198,7 +198,7 @@ def explain(url: str, error: BaseException, option: str = "source.url") -> Fetch
 
 def remote_size(url: str, options: HttpOptions) -> int | None:
     """Return the size that a server states for a file, None when it states none; raise when there is no such file."""
-    failure: BaseException | None = None
+    failure: BaseException = OSError("nothing was asked")
     # Servers that sign URLs for GET refuse HEAD: ask for the first byte then.
     for method, headers in (("HEAD", {}), ("GET", {"Range": "bytes=0-0"})):
         try:
@@ -210,7 +210,6 @@ def remote_size(url: str, options: HttpOptions) -> int | None:
                 break
         except (OSError, http.client.HTTPException) as error:
             raise explain(url, error) from error
-    assert failure is not None
     raise explain(url, failure) from failure
 
 

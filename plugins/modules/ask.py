@@ -29,6 +29,11 @@ options:
         description: The address without C(/v1), such as V(http://192.0.2.10:8000).
         type: str
         required: true
+      via:
+        description:
+          - An address to connect to instead of the URL's host, whose name is still what TLS expects.
+          - So one of several balancers behind a name can be asked.
+        type: str
       model:
         description: The model to ask.
         type: str
@@ -127,6 +132,7 @@ from ansible_collections.llm.cluster.plugins.module_utils._ask import Access, Qu
 QUESTION = {
     "name": {"type": "str", "required": True},
     "url": {"type": "str", "required": True},
+    "via": {"type": "str"},
     "model": {"type": "str", "required": True},
     "prompt": {"type": "str", "default": "Complete in a few words: the capital of France is"},
     "stream": {"type": "bool", "default": False},

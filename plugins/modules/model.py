@@ -173,10 +173,6 @@ notes:
     delete C(*.verified.json) beside it.
   - The controller keeps the digests of files that it sends in C(~/.cache/llm-cluster/digests), so that each is hashed
     once, however many nodes get it.
-seealso:
-  - name: Roles of this collection
-    description: The role M(llm.cluster.models#role) uses this module for everything in C(llm_models).
-    link: https://docs.ansible.com/ansible/latest/collections/
 """
 
 EXAMPLES = r"""

@@ -89,7 +89,7 @@ def test_its_playbooks_run_by_name(installed: Path, home: Path, tmp_path: Path) 
     environment_file = tmp_path / "ansible.cfg"
     environment_file.write_text(f"[defaults]\ncollections_path = {installed.parents[2]}\n")
     arguments = ["-i", str(installed / "inventories/example"), "--syntax-check"]
-    for playbook in ("site", "verify"):
+    for playbook in ("site", "verify", "remove"):
         done = run("ansible-playbook", f"llm.cluster.{playbook}", *arguments, folder=tmp_path, home=home)
         assert done.returncode == 0, done.stdout + done.stderr
 

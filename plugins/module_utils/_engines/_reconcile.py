@@ -147,9 +147,9 @@ def refuse_oversized(looks: list[tuple[ModelSpec, Look]], free: int, memory: int
                 "quantisation, or, if the GPU holds it, set models_check_memory to false."
             )
         coming[look.wanted or spec.name] = (spec.name, max(look.size - look.have, 0))
-    needed = sum(size for _, size in coming.values())
+    needed = sum(size for _name, size in coming.values())
     if needed > free:
-        names = ", ".join(name for name, _ in coming.values())
+        names = ", ".join(name for name, _size in coming.values())
         raise EngineError(
             f"{names} need{'s' if len(coming) == 1 else ''} {human(needed)} ({needed} bytes) more below {where}, where "
             f"{human(free)} ({free} bytes) are free. Make room there, or place fewer models on this node."

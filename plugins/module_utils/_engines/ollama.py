@@ -78,9 +78,9 @@ def parse_reference(text: str) -> Reference:
     rest = text.split("://", 1)[-1]
     tag = "latest"
     if rest.rfind(":") > rest.rfind("/"):
-        rest, _, tag = rest.rpartition(":")
-    rest, _, model = rest.rpartition("/")
-    host, _, namespace = rest.rpartition("/")
+        rest, _colon, tag = rest.rpartition(":")
+    rest, _slash, model = rest.rpartition("/")
+    host, _slash, namespace = rest.rpartition("/")
     if not model or not tag:
         raise EngineError(f"{text!r} is not a model's name. Write MODEL:TAG or HOST:PORT/NAMESPACE/MODEL:TAG.")
     return Reference(host or DEFAULT_HOST, namespace or DEFAULT_NAMESPACE, model, tag)

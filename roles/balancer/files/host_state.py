@@ -165,7 +165,7 @@ def certificate_names(text: str) -> list[str]:
     """Return the names and addresses in what `openssl x509 -ext subjectAltName` prints."""
     found = []
     for part in re.split(r"[,\n]", text):
-        kind, _, value = part.strip().partition(":")
+        kind, _colon, value = part.strip().partition(":")
         if kind == "DNS":
             found.append(value.lower())
         elif kind == "IP Address":

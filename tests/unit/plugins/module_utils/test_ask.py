@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -101,6 +104,48 @@ def test_a_stream_without_its_end_is_no_answer(url: str, body: bytes, reason: st
     Endpoint.status, Endpoint.body = 200, body
     with pytest.raises(ask.NoAnswerError, match=reason):
         ask.ask(question(url, stream=True), ask.Access(timeout=5))
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate for llm.example.com with its key, both in one file."""
+    path = tmp_path / "endpoint.pem"
+    request = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        str(path),
+        "-out",
+        str(path) + ".crt",
+    ]
+    names = ["-subj", "/CN=llm.example.com", "-addext", "subjectAltName=DNS:llm.example.com"]
+    subprocess.run([*request, *names], check=True, capture_output=True)
+    path.write_text(path.read_text() + Path(str(path) + ".crt").read_text())
+    return path
+
+
+def test_an_endpoint_is_asked_at_an_address_by_its_name(certificate: Path) -> None:
+    Endpoint.status, Endpoint.body = 200, completion("x")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    trusting = ask.Access(timeout=5, ca_file=f"{certificate}.crt")
+    try:
+        named = ask.Question("q", f"https://llm.example.com:{server.server_port}", "m", "p", False, 1, 8, "127.0.0.1")
+        assert ask.ask(named, trusting).text == "x"
+        with pytest.raises(ask.NoAnswerError, match="CERTIFICATE_VERIFY_FAILED"):
+            ask.ask(question(f"https://127.0.0.1:{server.server_port}"), trusting)
+        with pytest.raises(ask.NoAnswerError, match="CERTIFICATE_VERIFY_FAILED"):
+            ask.ask(named, ask.Access(timeout=5))
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_a_closed_port_is_said_so() -> None:
