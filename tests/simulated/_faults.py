@@ -88,6 +88,12 @@ class FaultyServer(ThreadingHTTPServer):
                     return fault
             return None
 
+    def outage(self, path: str) -> Fault | None:
+        """What a HEAD request sees: a lasting fault with a status. It uses no fault up."""
+        with self.lock:
+            faults = [fault for fault in self.faults if fault.status and re.fullmatch(fault.path, path)]
+            return next((fault for fault in faults if fault.times < 0), None)
+
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -108,7 +114,7 @@ class Handler(BaseHTTPRequestHandler):
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
         asked_range = self.headers.get("Range", "")
         self.server.requests.append((self.command, path, asked_range))
-        fault = None if self.command == "HEAD" else self.server.take_fault(path)
+        fault = self.server.outage(path) if self.command == "HEAD" else self.server.take_fault(path)
         document = self.server.documents.get(path)
         if fault and fault.status:
             self._answer(fault.status, b'{"error":"scripted fault"}\n')

@@ -1,12 +1,16 @@
 # Copyright: (c) 2026, llm.cluster contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What must hold on a host after the role ollama, looked at on the host itself."""
+"""What must hold after site.yml with Ollama: on each node, looked at on the node itself, and at the endpoint."""
 
 from __future__ import annotations
 
 import json
 import re
+import socket
+import ssl
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +21,41 @@ from testinfra.host import Host
 BED = Path(__file__).parents[3] / ".testbed" / "mol-ollama"
 HOSTS = json.loads((BED / "hosts.json").read_text(encoding="utf-8"))
 UNIT = "ollama.service"
+BALANCER = "ollama-12"
+MODEL = "tiny:1"
+DIGEST = "d1e08bbebf26cc1f09bdb38159ea728e851a52d30b5543b03bd271efc3edd3fa"
+KEY = "not-a-secret-only-of-this-test-bed"
+
+
+def connect(name: str) -> Host:
+    return testinfra.get_host(f"ssh://{name}", ssh_config=str(BED / "ssh_config"))
 
 
 @pytest.fixture(scope="module", params=sorted(HOSTS))
 def node(request: pytest.FixtureRequest) -> Host:
-    return testinfra.get_host(f"ssh://{request.param}", ssh_config=str(BED / "ssh_config"))
+    return connect(request.param)
+
+
+@pytest.fixture(scope="module")
+def balancer() -> Host:
+    return connect(BALANCER)
+
+
+@pytest.fixture(scope="module")
+def certificate(balancer: Host) -> str:
+    return balancer.file("/etc/llm-cluster/tls/self-signed.crt").content_string
+
+
+def ask_endpoint(path: str, certificate: str, body: Any = None) -> tuple[str, str]:
+    """(answer, peer) from the endpoint, with its certificate and the name in it verified."""
+    request = urllib.request.Request(
+        f"https://{HOSTS[BALANCER]['address']}{path}",
+        data=None if body is None else json.dumps(body).encode(),
+        headers={"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"},
+    )
+    context = ssl.create_default_context(cadata=certificate or None)
+    with urllib.request.urlopen(request, timeout=20, context=context) as answer:
+        return answer.read().decode(), answer.headers.get("X-LLM-Peer", "")
 
 
 def address_of(node: Host) -> str:
@@ -66,6 +100,11 @@ def score(node: Host) -> float:
 def test_the_pinned_release_answers(node: Host) -> None:
     assert ask(node, "/api/version") == {"version": "9.0.1"}
     assert "client version is 9.0.1" in node.check_output("/usr/local/bin/ollama --version")
+
+
+def test_the_model_is_there_in_its_version_and_loaded(node: Host) -> None:
+    assert [(model["name"], model["digest"]) for model in ask(node, "/api/tags")["models"]] == [(MODEL, DIGEST)]
+    assert [model["name"] for model in ask(node, "/api/ps")["models"]] == [MODEL]
 
 
 def test_the_service_runs_as_its_own_user_and_starts_at_boot(node: Host) -> None:
@@ -165,3 +204,61 @@ def test_it_has_no_privileges_and_gets_none(node: Host) -> None:
     assert re.search(r"CapBnd:\s+0+\n", status)
     assert re.search(r"Seccomp:\s+2", status)
     assert "Operation not permitted" in in_unit(node, "import os; os.setpriority(0, 0, 5)")
+
+
+def test_it_reaches_what_its_networks_allow(node: Host) -> None:
+    gateway = node.check_output("ip route show default").split()[2]
+    registry = HOSTS["ollama-13"]["address"]
+    with socket.create_server(("", 0)) as foreign:
+        probe = f"""
+import socket
+for address in {[(gateway, foreign.getsockname()[1]), (registry, 5000), (address_of(node), 8000)]}:
+    try:
+        socket.create_connection(address, 2)
+        print("reached")
+    except OSError:
+        print("refused")
+"""
+        assert node.check_output("python3 -c %s", probe).split() == ["reached"] * 3  # else the next line proves nothing
+        # Open by default; one node has ollama_allowed_networks.
+        first = "refused" if node.check_output("hostname") == "ollama-12" else "reached"
+        assert in_unit(node, probe).split() == [first, "reached", "reached"]
+
+
+def test_debian_12_is_a_balancer(balancer: Host) -> None:
+    assert "nginx/1.22" in balancer.run("nginx -v").stderr
+    assert balancer.service("nginx").is_running
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_endpoint_answers_encrypted_through_both_nodes(certificate: str, stream: bool) -> None:
+    peers = set()
+    for _ in range(8):
+        question = {"model": MODEL, "stream": stream, "messages": [{"role": "user", "content": "hi"}]}
+        answer, peer = ask_endpoint("/v1/chat/completions", certificate, question)
+        peers.add(peer)
+        if stream:
+            assert answer.rstrip().endswith("data: [DONE]")
+        else:
+            assert json.loads(answer)["choices"][0]["message"]["content"]
+    assert peers == set(HOSTS)
+
+
+def test_the_certificate_is_trusted_only_by_those_who_were_told() -> None:
+    with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
+        ask_endpoint("/v1/models", "")
+
+
+def test_the_endpoint_lists_the_model_of_both_nodes_once(certificate: str) -> None:
+    models = json.loads(ask_endpoint("/api/tags", certificate)[0])["models"]
+    assert [(model["name"], model["digest"]) for model in models] == [(MODEL, DIGEST)]
+
+
+def test_llm_asks_the_endpoint_encrypted(balancer: Host) -> None:
+    log = "/var/log/nginx/llm-access.log"
+    before = int(balancer.check_output("wc -l < %s", log))
+    assert balancer.check_output("llm -m %s hi", MODEL).strip()
+    lines = balancer.check_output("tail -n +%s %s", str(before + 1), log)
+    assert '"simulated"' in lines, lines  # the key's name
+    untold = balancer.run("SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt llm -m %s hi", MODEL)
+    assert untold.rc != 0, untold.stdout
