@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # Copyright: (c) 2026, llm.cluster contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 """llama-server without a compiler: the server of the xllamacpp wheel behind llama-server's own flags and environment.
