@@ -175,7 +175,8 @@ def test_a_broken_download_goes_on_in_the_next_run(
     have(OLD)
     monkeypatch.setattr(_fetch.time, "sleep", lambda seconds: None)
     mirror.fault("/new.gguf", cut_after=100_000, times=1)
-    mirror.fault("/new.gguf", status=503)
+    # More often than it is tried; a lasting one would be seen before the download began.
+    mirror.fault("/new.gguf", status=503, times=100)
     failed = have(NEW)
     assert failed["failed"]
     assert "run again" in failed["msg"]
