@@ -8,6 +8,7 @@ import json
 import re
 import socket
 import ssl
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -20,6 +21,7 @@ from testinfra.host import Host
 
 BED = Path(__file__).parents[3] / ".testbed" / "mol-ollama"
 HOSTS = json.loads((BED / "hosts.json").read_text(encoding="utf-8"))
+CONTROL = tempfile.mkdtemp(prefix="testinfra-")  # all commands for a host share one connection
 UNIT = "ollama.service"
 BALANCER = "ollama-12"
 MODEL = "tiny:1"
@@ -28,7 +30,7 @@ KEY = "not-a-secret-only-of-this-test-bed"
 
 
 def connect(name: str) -> Host:
-    return testinfra.get_host(f"ssh://{name}", ssh_config=str(BED / "ssh_config"))
+    return testinfra.get_host(f"ssh://{name}", ssh_config=str(BED / "ssh_config"), controlpath=f"{CONTROL}/{name}")
 
 
 @pytest.fixture(scope="module", params=sorted(HOSTS))
