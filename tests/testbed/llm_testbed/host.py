@@ -15,9 +15,6 @@ from urllib.parse import urlsplit
 
 from .shell import attempt
 
-DEFAULT_MIRROR = "http://deb.debian.org/debian"
-DEFAULT_SECURITY_MIRROR = "http://deb.debian.org/debian-security"
-
 # Where administrators put their own authorities: Debian and Ubuntu, then Fedora and its relatives.
 _LOCAL_AUTHORITIES = ("/usr/local/share/ca-certificates", "/etc/pki/ca-trust/source/anchors")
 # These name a whole bundle, which is worth reading only if it is not the system's own.
@@ -29,10 +26,10 @@ _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----\n.+?\n-----END CERTIFICA
 
 @dataclass(frozen=True)
 class Mirrors:
-    """Where Debian's packages come from: URIs as they stand in apt's sources."""
+    """Where Debian's packages come from: URIs as they stand in apt's sources. Empty: where Debian itself says."""
 
-    main: str = DEFAULT_MIRROR
-    security: str = DEFAULT_SECURITY_MIRROR
+    main: str = ""
+    security: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,8 +110,11 @@ def parse_deb822_format(text: str) -> list[Source]:
 
 
 def choose_mirrors(sources: Iterable[Source], codename: str) -> Mirrors:
-    """Pick Debian's own archives among all that apt knows (other vendors' often use the same suite names)."""
-    main, security = DEFAULT_MIRROR, DEFAULT_SECURITY_MIRROR
+    """Pick Debian's own archives among all that apt knows (other vendors' often use the same suite names).
+
+    A mirror of the security archive lies beside that of the main one, unless apt knows another.
+    """
+    main = security = ""
     for source in reversed([source for source in sources if "main" in source.components]):
         for uri in reversed(source.uris):
             address = urlsplit(uri)
@@ -125,7 +125,7 @@ def choose_mirrors(sources: Iterable[Source], codename: str) -> Mirrors:
                 main = uri.rstrip("/")
             if f"{codename}-security" in source.suites:
                 security = uri.rstrip("/")
-    return Mirrors(main, security)
+    return Mirrors(main, security or f"{main}-security") if main else Mirrors()
 
 
 def split_certificates(text: str) -> list[str]:

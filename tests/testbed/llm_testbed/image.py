@@ -59,11 +59,12 @@ def image_id(tag: str) -> str:
 def node_files(system: str, settings: HostSettings) -> dict[str, str]:
     """The files that a node image has beyond its packages: path relative to / → content."""
     files = {
-        "etc/apt/sources.list.d/debian.sources": render_apt_sources(SYSTEMS[system], settings.mirrors),
         "etc/default/locale": "LANG=C.UTF-8\n",  # every installed server has one; pam_env complains without
         "etc/pip.conf": render_pip_conf(settings.pip),
         "etc/systemd/system/ssh.service.d/host-keys.conf": _SSH_HOST_KEYS,
     }
+    if settings.mirrors.main:
+        files["etc/apt/sources.list.d/debian.sources"] = render_apt_sources(SYSTEMS[system], settings.mirrors)
     for number, certificate in enumerate(settings.authorities):
         files[f"usr/local/share/ca-certificates/test-bed-host-{number}.crt"] = certificate
     if settings.apt_proxies:
@@ -148,7 +149,9 @@ def _prepare_bootstrap() -> None:
 def _bootstrap(codename: str, mirror: str, tag: str) -> None:
     command = ["mmdebstrap", "--variant=minbase", "--mode=root", f"--keyring={_KEYRING}"]
     command += [f"--dpkgopt={option}" for option in _NO_DOCS]
-    command += [codename, "-", f"deb {mirror} {codename} main"]
+    command += [codename, "-"]
+    if mirror:
+        command.append(f"deb {mirror} {codename} main")
     with tempfile.TemporaryFile() as complaints:
         bootstrap = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints)
         imported = subprocess.run(
@@ -160,6 +163,9 @@ def _bootstrap(codename: str, mirror: str, tag: str) -> None:
             complaints.seek(0)
             tail = complaints.read().decode(errors="replace").strip().splitlines()[-15:]
             attempt(["docker", "image", "rm", tag])  # half an archive may have been imported
-            raise TestbedError(f"mmdebstrap could not make Debian {codename} from {mirror}:\n  " + "\n  ".join(tail))
+            raise TestbedError(
+                f"mmdebstrap could not make Debian {codename} from {mirror or 'its usual mirror'}:\n  "
+                + "\n  ".join(tail)
+            )
     if imported.returncode != 0:
         raise TestbedError(f"`docker import` did not take what mmdebstrap made: {imported.stderr.strip()}")

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import pytest
 from llm_testbed.host import (
-    DEFAULT_MIRROR,
-    DEFAULT_SECURITY_MIRROR,
     Mirrors,
     Source,
     choose_mirrors,
@@ -49,7 +47,7 @@ Components: main
 """
 
 LISTED = Mirrors("http://mirror.example/debian", "http://mirror.example/debian-security")
-DEFAULTS = Mirrors(DEFAULT_MIRROR, DEFAULT_SECURITY_MIRROR)
+DEFAULTS = Mirrors()
 
 
 @pytest.mark.parametrize(
@@ -66,7 +64,7 @@ DEFAULTS = Mirrors(DEFAULT_MIRROR, DEFAULT_SECURITY_MIRROR)
             parse_list_format(
                 "deb http://first.example/debian bookworm main\ndeb http://b.example/debian bookworm main"
             ),
-            Mirrors("http://first.example/debian", DEFAULT_SECURITY_MIRROR),
+            Mirrors("http://first.example/debian", "http://first.example/debian-security"),
         ),
     ],
 )
