@@ -125,7 +125,7 @@ options:
             description: Seconds that a stream may be silent between two events.
             type: float
             default: 30
-          slot_wait:
+          queue_timeout:
             description: Seconds that a request waits for a free slot.
             type: float
             default: 60
@@ -228,7 +228,7 @@ LIMIT_OPTIONS: dict[str, dict[str, Any]] = {
     "connect_timeout": {"type": "float", "default": 1},
     "first_byte_timeout": {"type": "float", "default": 300},
     "stream_idle_timeout": {"type": "float", "default": 30},
-    "slot_wait": {"type": "float", "default": 60},
+    "queue_timeout": {"type": "float", "default": 60},
     "max_body_bytes": {"type": "float", "default": 16777216},
     "max_answer_bytes": {"type": "float", "default": 67108864},
     "probe_interval": {"type": "float", "default": 2},

@@ -43,7 +43,7 @@ INVALID = [
     (lambda t: t["peers"].append(dict(t["peers"][0])), "used by two peers"),
     (lambda t: t.update(default_model="other"), "default_model: no peer serves 'other'"),
     (lambda t: t.update(keys=[]), "nobody could ask"),
-    (lambda t: t["limits"].update(slot_wait=-1), "limits.slot_wait"),
+    (lambda t: t["limits"].update(queue_timeout=-1), "limits.queue_timeout"),
     (lambda t: t["limits"].update(slotwait=1), "limits: unknown field 'slotwait'"),
 ]
 
@@ -75,7 +75,7 @@ def test_same_table_is_no_change(balancer: Balancer, engine: MakeEngine) -> None
     assert again == {"changed": False, "version": first["version"]}
     in_force = balancer.admin("GET", "/routing").json
     assert balancer.admin("PUT", "/routing", in_force).json["changed"] is False
-    value["limits"]["slot_wait"] = 9
+    value["limits"]["queue_timeout"] = 9
     assert balancer.admin("PUT", "/routing", value).json == {"changed": True, "version": first["version"] + 1}
 
 
@@ -135,7 +135,7 @@ def test_drain_marks_have_owners(balancer: Balancer, engine: MakeEngine) -> None
 def test_drain_of_one_model_by_peer_name(balancer: Balancer, engine: MakeEngine) -> None:
     a = engine("n1/m", peer={"node": "n1"})
     b = engine("n1/n", models=["n"], peer={"node": "n1"})
-    balancer.put(table(a, b, limits={"slot_wait": 0.2}))
+    balancer.put(table(a, b, limits={"queue_timeout": 0.2}))
     assert balancer.admin("POST", "/peers/n1%2Fm/drain", {"owner": "x"}).status == 200
     assert balancer.chat().status == 503
     assert balancer.chat(model="n").status == 200

@@ -62,14 +62,14 @@ def test_backup_serves_only_when_all_others_are_out(balancer: Balancer, engine: 
 
 def test_waits_for_a_slot_then_503(balancer: Balancer, engine: MakeEngine) -> None:
     one = engine(service_time=2, peer={"slots": 1})
-    balancer.put(table(one, limits={"slot_wait": 0.5}))
+    balancer.put(table(one, limits={"queue_timeout": 0.5}))
     first = threading.Thread(target=balancer.chat)
     first.start()
     wait_for(lambda: one.running == 1)
     started = time.monotonic()
     answer = balancer.chat()
     waited = time.monotonic() - started
-    assert (answer.status, answer.code) == (503, "slot_timeout")
+    assert (answer.status, answer.code) == (503, "queue_timeout")
     assert int(answer.headers["retry-after"]) >= 1
     assert 0.4 < waited < 0.8
     first.join()
@@ -341,12 +341,12 @@ def test_one_worker_probes(balancer: Balancer, engine: MakeEngine) -> None:
 
 def test_all_out_waits_then_503_and_recovers(balancer: Balancer, engine: MakeEngine) -> None:
     one = engine()
-    balancer.put(table(one, limits={"slot_wait": 0.6}))
+    balancer.put(table(one, limits={"queue_timeout": 0.6}))
     one.stop()
     answer = balancer.chat()
     assert (answer.status, answer.code) == (503, "no_node_available")
     assert "retry-after" in answer.headers
-    balancer.put(table(one, limits={"slot_wait": 5}), ready=False)
+    balancer.put(table(one, limits={"queue_timeout": 5}), ready=False)
     threading.Timer(0.5, one.start).start()
     assert balancer.chat().status == 200
 

@@ -24,7 +24,7 @@ describe("peers.validate", function()
         assert.equal(0.5, t.peers[2].weight)
         assert.is_true(t.require_key)
         assert.equal(("ab"):rep(32), t.keys[1].sha256)
-        assert.equal(60, t.limits.slot_wait)
+        assert.equal(60, t.limits.queue_timeout)
         assert.same(t, peers.validate(cjson.decode(cjson.encode(t))), "what it accepted it accepts again")
     end)
 
@@ -59,7 +59,7 @@ describe("peers.validate", function()
         { "'demo' is used twice", function(t) t.keys[2] = t.keys[1] end },
         { "limits: unknown field 'x'", function(t) t.limits = { x = 1 } end },
         { "limits.probe_interval", function(t) t.limits = { probe_interval = 0 } end },
-        { "limits.slot_wait", function(t) t.limits = { slot_wait = "60" } end },
+        { "limits.queue_timeout", function(t) t.limits = { queue_timeout = "60" } end },
     }
     for _, case in ipairs(cases) do
         it("refuses with: " .. case[1], function()

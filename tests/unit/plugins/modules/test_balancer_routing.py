@@ -51,7 +51,7 @@ def table(**changes: Any) -> dict[str, Any]:
         "require_key": True,
         "peers": peers,
         "keys": [{"name": "demo", "sha256": OLD_HASH}],
-        "limits": {"connect_timeout": 1.0, "slot_wait": 90},
+        "limits": {"connect_timeout": 1.0, "queue_timeout": 90},
         **changes,
     }
 
@@ -183,7 +183,7 @@ def test_changed_key_is_reported_by_name_only(balancer: FakeBalancer, run: Run) 
 
 def test_order_and_form_do_not_matter(balancer: FakeBalancer, run: Run) -> None:
     run(table())
-    same = table(limits={"slot_wait": "90.0", "connect_timeout": 1})
+    same = table(limits={"queue_timeout": "90.0", "connect_timeout": 1})
     same["peers"].reverse()
     del same["peers"][0]["labels"], same["peers"][0]["node"], same["peers"][0]["backup"], same["peers"][0]["weight"]
     assert not run(same)["changed"]
@@ -199,8 +199,8 @@ def test_empty_objects_from_lua_are_empty_lists(balancer: FakeBalancer, run: Run
 def test_balancer_fills_in_defaults(balancer: FakeBalancer, run: Run) -> None:
     run(table(limits={}))
     assert balancer.routing is not None
-    assert balancer.routing["limits"]["slot_wait"] == 60
-    assert not run(table(limits={"slot_wait": 60}))["changed"]
+    assert balancer.routing["limits"]["queue_timeout"] == 60
+    assert not run(table(limits={"queue_timeout": 60}))["changed"]
 
 
 def test_the_order_of_models_is_kept(balancer: FakeBalancer, run: Run) -> None:
@@ -265,7 +265,7 @@ def test_no_balancer(run: Run) -> None:
         (table(keys=[{"name": "a", "sha256": OLD_HASH}, {"name": "a", "sha256": NEW_HASH}]), "two keys are named a"),
         (table(keys=[]), "there is no key"),
         (table(peers=[]), "it has no peers"),
-        (table(limits={"slot_wait": -1}), "limit slot_wait: -1"),
+        (table(limits={"queue_timeout": -1}), "limit queue_timeout: -1"),
     ],
 )
 def test_problems(wanted: dict[str, Any], words: str) -> None:
@@ -287,8 +287,8 @@ def test_valid_tables_have_no_problems() -> None:
         (table(default_model=""), ["default_model: gemma3:270m -> "]),
         (table(require_key=False), ["require_key: True -> False"]),
         (table(keys=[]), ["key demo: removed"]),
-        (table(limits={"connect_timeout": 2, "slot_wait": 90}), ["limits: connect_timeout 1 -> 2"]),
-        (table(limits={"connect_timeout": 1}), ["limits: slot_wait 90 -> 60"]),
+        (table(limits={"connect_timeout": 2, "queue_timeout": 90}), ["limits: connect_timeout 1 -> 2"]),
+        (table(limits={"connect_timeout": 1}), ["limits: queue_timeout 90 -> 60"]),
         (with_peer(weight=2.5, backup=True), ["peer node1: weight 1 -> 2.5, backup False -> True"]),
     ],
 )

@@ -9,6 +9,7 @@
 local cjson = require "cjson.safe"
 
 local json = require "llm_cluster.json"
+local routes = require "llm_cluster.routes"
 
 local M = {}
 
@@ -20,23 +21,48 @@ local LIMITS = {
     connect_timeout = { 1, 0.05, 60 },
     first_byte_timeout = { 300, 0.1, 86400 },
     stream_idle_timeout = { 30, 0.1, 86400 },
-    slot_wait = { 60, 0, 86400 },
     max_body_bytes = { 16777216, 1024, 1073741824 },
     max_answer_bytes = { 67108864, 1024, 1073741824 },
+    -- The queue.
+    queue_timeout = { 60, 0, 86400 },
+    queue_length = { 1000, 0, 100000 },
+    queue_bytes = { 268435456, 0, 17179869184 },
+    -- Placement: how long a waiter lets others with a better prefix go first; how long a peer is thought to hold one.
+    affinity_max_wait = { 2, 0, 3600 },
+    affinity_ttl = { 600, 0, 86400 },
+    -- Probes.
     probe_interval = { 2, 0.1, 3600 },
     probe_timeout = { 1, 0.05, 60 },
     probe_failures = { 2, 1, 100 },
     probe_successes = { 2, 1, 100 },
+    canary_interval = { 0, 0, 86400 },
+    canary_timeout = { 30, 0.1, 3600 },
+    -- What requests find out: failures by different requests that eject; seconds out after that or a flap, doubled up to the
+    -- most; seconds over which a peer that comes back gets its slots one after the other; rest after 503/429 without Retry-After;
+    -- the share of the others' speed below which a peer is slow.
+    passive_failures = { 3, 1, 100 },
+    hold_down = { 4, 0, 3600 },
+    hold_down_max = { 60, 0, 86400 },
+    return_time = { 10, 0, 3600 },
+    busy_rest = { 0.5, 0, 60 },
+    slow_share = { 0.5, 0, 1 },
+    -- Second tries after an answer of 5xx or silence, as a share of all requests.
+    retry_budget = { 0.2, 0, 1 },
+    -- How long an engine may go on working for a client that left before its slot counts as free.
+    ending_timeout = { 60, 0, 3600 },
 }
 M.LIMITS = LIMITS
 
 local ENGINES = { llama_cpp = true, ollama = true }
-local TABLE_FIELDS = { schema = true, default_model = true, require_key = true, peers = true, keys = true, limits = true }
+local POLICIES = { affinity = true, least_busy = true, weighted_round_robin = true }
+local TABLE_FIELDS = {
+    schema = true, default_model = true, require_key = true, policy = true, peers = true, routes = true, keys = true, limits = true,
+}
 local PEER_FIELDS = {
     name = true, node = true, engine = true, address = true, port = true, models = true, slots = true, weight = true,
     backup = true, labels = true,
 }
-local KEY_FIELDS = { name = true, sha256 = true }
+local KEY_FIELDS = { name = true, sha256 = true, requests_per_minute = true, concurrent = true, models = true }
 
 local function given(value)
     return value ~= nil and value ~= cjson.null
@@ -59,6 +85,18 @@ end
 
 local function is_name(value)
     return type(value) == "string" and #value <= 200 and value:find("^[%w][%w._:/@+-]*$") ~= nil
+end
+
+local function is_texts(value)
+    if not is_list(value) or #value == 0 then
+        return false
+    end
+    for _, text in ipairs(value) do
+        if type(text) ~= "string" or text == "" then
+            return false
+        end
+    end
+    return true
 end
 
 --- An IPv4 or IPv6 address: nginx resolves no names here, so that a dead resolver cannot stop serving.
@@ -165,6 +203,14 @@ local function check_keys(keys, required, problems)
             if type(key.sha256) ~= "string" or #key.sha256 ~= 64 or key.sha256:find("%X") then
                 problems[#problems + 1] = where .. ".sha256: must be 64 hexadecimal digits"
             end
+            for _, name in ipairs { "requests_per_minute", "concurrent" } do
+                if given(key[name]) and not is_whole(key[name], 1, 1000000) then
+                    problems[#problems + 1] = where .. "." .. name .. ": must be a whole number from 1 to 1000000"
+                end
+            end
+            if given(key.models) and not is_texts(key.models) then
+                problems[#problems + 1] = where .. ".models: must be a list of names, in which * stands for anything"
+            end
         end
     end
     if required and #keys == 0 then
@@ -221,6 +267,16 @@ function M.validate(t)
     elseif default_model ~= "" and not M.resolve_model(seen.models, default_model) then
         problems[#problems + 1] = "default_model: no peer serves '" .. default_model .. "'"
     end
+    local policy = given(t.policy) and t.policy or "affinity"
+    if not POLICIES[policy] then
+        problems[#problems + 1] = "policy: must be affinity, least_busy or weighted_round_robin, not '" .. tostring(policy) .. "'"
+    end
+    local rules = given(t.routes) and t.routes or {}
+    if not is_list(rules) then
+        problems[#problems + 1] = "routes: must be a list"
+    elseif #problems == 0 then -- they are checked against the peers, which must make sense for that
+        routes.check(rules, t.peers, problems)
+    end
     local limits = {}
     local asked = given(t.limits) and t.limits or {}
     if type(asked) ~= "table" then
@@ -250,10 +306,15 @@ function M.validate(t)
         }
     end
     for i, key in ipairs(given(t.keys) and t.keys or {}) do
-        keys[i] = { name = key.name, sha256 = key.sha256:lower() }
+        keys[i] = {
+            name = key.name, sha256 = key.sha256:lower(), models = given(key.models) and key.models or nil,
+            requests_per_minute = given(key.requests_per_minute) and key.requests_per_minute or nil,
+            concurrent = given(key.concurrent) and key.concurrent or nil,
+        }
     end
     return {
-        schema = 1, default_model = default_model, require_key = require_key, peers = peers, keys = keys, limits = limits,
+        schema = 1, default_model = default_model, require_key = require_key, policy = policy, peers = peers, routes = rules,
+        keys = keys, limits = limits,
     }
 end
 
@@ -261,7 +322,7 @@ end
 -- @param t from validate()
 -- @param drains {name of a node or peer = {owner = {reason, since}}}
 -- @return view {table, peers (each with id, key to everything that is kept about it), by_name, by_model {name = list of peers},
---   models (names in the table's order), default_model, engines (set), limits, drains}
+--   models (names in the table's order), default_model, engines (set), routes (compiled), limits, drains}
 function M.build(t, drains)
     local view = {
         table = t, peers = {}, by_name = {}, by_model = {}, models = {}, engines = {}, limits = t.limits, drains = drains or {},
@@ -280,6 +341,7 @@ function M.build(t, drains)
             table.insert(view.by_model[model], peer)
         end
     end
+    view.routes = routes.compile(t.routes, view)
     if t.default_model ~= "" then
         view.default_model = M.resolve_model(view.by_model, t.default_model)
     end
@@ -336,7 +398,7 @@ end
 local function encode(t)
     return json.encode({
         schema = t.schema, default_model = t.default_model, require_key = t.require_key, peers = t.peers,
-        keys = json.list(t.keys), limits = t.limits,
+        policy = t.policy, routes = json.list(t.routes), keys = json.list(t.keys), limits = t.limits,
     })
 end
 

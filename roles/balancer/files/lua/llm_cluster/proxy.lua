@@ -408,7 +408,7 @@ local function no_peer(ctx, why)
     if why == "gone" then
         return unknown_model(peers.view(), ctx.asked)
     elseif why == "busy" then
-        return errors.new(503, "slot_timeout", "All nodes that serve '" .. ctx.asked .. "' were busy for " .. waited .. " s.",
+        return errors.new(503, "queue_timeout", "All nodes that serve '" .. ctx.asked .. "' were busy for " .. waited .. " s.",
             { retry_after = RETRY_AFTER })
     end
     return errors.new(503, "no_node_available", "No node that serves '" .. ctx.asked .. "' was available for " .. waited .. " s.",
@@ -450,7 +450,7 @@ local function infer(ctx, view, route)
     if not ok then
         return fail(ctx, err)
     end
-    ctx.deadline = ngx.now() + view.limits.slot_wait
+    ctx.deadline = ngx.now() + view.limits.queue_timeout
     while true do
         local peer, why = place(ctx)
         if peer then
