@@ -11,7 +11,7 @@ local cjson = require "cjson.safe"
 local json = require "llm_cluster.json"
 local routes = require "llm_cluster.routes"
 
-local M = {}
+local M = { resolve_model = require("llm_cluster.names").resolve }
 
 local DICT = "llm_state"
 local state_dir
@@ -56,7 +56,8 @@ M.LIMITS = LIMITS
 local ENGINES = { llama_cpp = true, ollama = true }
 local POLICIES = { affinity = true, least_busy = true, weighted_round_robin = true }
 local TABLE_FIELDS = {
-    schema = true, default_model = true, require_key = true, policy = true, peers = true, routes = true, keys = true, limits = true,
+    schema = true, default_model = true, require_key = true, policy = true, peers = true, routes = true, keys = true,
+    limits = true,
 }
 local PEER_FIELDS = {
     name = true, node = true, engine = true, address = true, port = true, models = true, slots = true, weight = true,
@@ -218,24 +219,6 @@ local function check_keys(keys, required, problems)
     end
 end
 
---- The name under which the table knows a model: as asked, else with or without `:latest`.
--- @param known set of names
--- @return name or nil
-function M.resolve_model(known, asked)
-    if known[asked] then
-        return asked
-    end
-    local longer = asked .. ":latest"
-    if known[longer] then
-        return longer
-    end
-    local shorter = asked:match("^(.+):latest$")
-    if shorter and known[shorter] then
-        return shorter
-    end
-    return nil
-end
-
 --- Check a decoded routing table.
 -- @return a copy with every default filled in; or nil and a list of reasons, each naming the field
 function M.validate(t)
@@ -318,11 +301,17 @@ function M.validate(t)
     }
 end
 
+--- Is the peer drained?
+function M.is_drained(view, peer)
+    local drains = view.drains
+    return (drains[peer.name] and next(drains[peer.name]) or drains[peer.node] and next(drains[peer.node])) ~= nil
+end
+
 --- An index over a valid table.
 -- @param t from validate()
 -- @param drains {name of a node or peer = {owner = {reason, since}}}
 -- @return view {table, peers (each with id, key to everything that is kept about it), by_name, by_model {name = list of peers},
---   models (names in the table's order), default_model, engines (set), routes (compiled), limits, drains}
+--   models (names in the table's order), default_model, engines (set), routes (compiled), limits, drains, drained {id = true}}
 function M.build(t, drains)
     local view = {
         table = t, peers = {}, by_name = {}, by_model = {}, models = {}, engines = {}, limits = t.limits, drains = drains or {},
@@ -340,6 +329,10 @@ function M.build(t, drains)
             end
             table.insert(view.by_model[model], peer)
         end
+    end
+    view.drained = {}
+    for _, peer in ipairs(view.peers) do
+        view.drained[peer.id] = M.is_drained(view, peer) or nil
     end
     view.routes = routes.compile(t.routes, view)
     if t.default_model ~= "" then
@@ -359,12 +352,6 @@ function M.drains_of(view, peer)
     end
     table.sort(marks, function(a, b) return a.owner < b.owner end)
     return marks
-end
-
---- Is the peer drained?
-function M.is_drained(view, peer)
-    local drains = view.drains
-    return (drains[peer.name] and next(drains[peer.name]) or drains[peer.node] and next(drains[peer.node])) ~= nil
 end
 
 -- From here on: what is kept.
