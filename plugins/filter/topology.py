@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 from ansible.errors import AnsibleFilterError
-from ansible_collections.llm.cluster.plugins.module_utils import _inventory_check, _topology
+from ansible_collections.llm.cluster.plugins.module_utils import _inventory_check, _routing_table, _topology
 
 HostVars = Mapping[str, Mapping[str, Any]]
 
@@ -60,6 +60,11 @@ def inventory_warnings(hostvars: HostVars, nodes: list[str]) -> list[str]:
     return _inventory_check.warnings(hostvars, nodes)
 
 
+def routing_problems(table: Mapping[str, Any], unread_labels: Mapping[str, list[str]]) -> list[str]:
+    """Return what a balancer would refuse in a routing table, a sentence each; an empty table is not put at all."""
+    return _routing_table.table_problems(_routing_table.normal_table(table), unread_labels) if table else []
+
+
 class FilterModule:
     """Entry point for Ansible."""
 
@@ -71,5 +76,7 @@ class FilterModule:
             "inventory_problems": inventory_problems,
             "inventory_warnings": inventory_warnings,
             "node_peers": node_peers,
+            "routing_problems": routing_problems,
             "routing_table": _topology.routing_table,
+            "unread_labels": _topology.unread_labels,
         }

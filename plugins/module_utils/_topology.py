@@ -27,6 +27,13 @@ NODE_VARIABLES = (
     "llm_models",
 )
 
+# Of a peer, what goes into the routing table beside the names of its models.
+TABLE_PEER = ("name", "node", "engine", "address", "port", "slots", "weight", "backup", "labels")
+# Of a key, beside its name and hash.
+KEY_LIMITS = ("requests_per_minute", "concurrent", "models")
+# The labels that module node_facts reads on the node itself.
+FACT_LABELS = ("memory_gb", "cpus", "architecture", "gpus", "gpu_memory_gb")
+
 
 def settings(host_vars: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Return the node variables of one host: the inventory's value, else the default.
@@ -111,6 +118,22 @@ def normal_model(model: Mapping[str, Any], engine: str, slots: int) -> dict[str,
     }
 
 
+def node_labels(host_vars: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the labels of one node, and the names of those that nobody knows because its facts could not be read.
+
+    What ``llm_node_labels`` sets goes before what the facts say; null takes a label away.
+    """
+    facts = (host_vars.get("ansible_facts") or {}).get("llm_node_facts") or {}
+    labels = {
+        "engine": values["llm_engine"],
+        "groups": sorted(group for group in host_vars.get("group_names") or [] if group not in ("all", "ungrouped")),
+        **{name: facts[name] for name in FACT_LABELS if facts.get(name) is not None},
+        **values["llm_node_labels"],
+    }
+    known = {name: value for name, value in labels.items() if value is not None}
+    return known, [name for name in FACT_LABELS if name not in labels]
+
+
 def node_peers(node: str, host_vars: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the peers of one node.
 
@@ -122,6 +145,7 @@ def node_peers(node: str, host_vars: Mapping[str, Any], defaults: Mapping[str, A
     engine, port, slots = values["llm_engine"], int(values["llm_node_port"]), int(values["llm_node_slots"])
     wanted = [model for model in values["llm_models"] if placed_on(model, node, host_vars.get("group_names") or [])]
     models = [normal_model(model, engine, slots) for model in wanted]
+    labels, unknown_labels = node_labels(host_vars, values)
 
     def peer(name: str, at: int, held: list[dict[str, Any]], capacity: int) -> dict[str, Any]:
         return {
@@ -133,7 +157,8 @@ def node_peers(node: str, host_vars: Mapping[str, Any], defaults: Mapping[str, A
             "slots": capacity,
             "weight": float(values["llm_node_weight"]),
             "backup": truth(values["llm_node_backup"]),
-            "labels": dict(values["llm_node_labels"]),
+            "labels": labels,
+            "unknown_labels": unknown_labels,
             "models": held,
         }
 
@@ -150,21 +175,38 @@ def node_peers(node: str, host_vars: Mapping[str, Any], defaults: Mapping[str, A
     ]
 
 
-def key_entries(api_keys: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Return ``llm_api_keys`` as the balancer stores them: a name and the key's SHA-256, sorted by name."""
+def key_entries(api_keys: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return ``llm_api_keys`` as the balancer stores them, sorted by name: the key's SHA-256 instead of the key."""
     entries = []
     for entry in api_keys:
         digest = entry.get("sha256") or hashlib.sha256(str(entry["key"]).encode()).hexdigest()
-        entries.append({"name": str(entry["name"]), "sha256": str(digest).lower()})
+        limits = {name: entry[name] for name in KEY_LIMITS if entry.get(name) is not None}
+        entries.append({"name": str(entry["name"]), "sha256": str(digest).lower(), **limits})
     return sorted(entries, key=lambda entry: entry["name"])
+
+
+def table_peers(peers: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return peers as a routing table has them: models by their names."""
+    return [
+        {**{key: peer[key] for key in TABLE_PEER}, "models": [model["name"] for model in peer["models"]]}
+        for peer in peers
+    ]
+
+
+def unread_labels(peers: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return by node the labels that its facts should have told and did not."""
+    return {peer["node"]: peer["unknown_labels"] for peer in peers if peer["unknown_labels"]}
 
 
 def routing_table(
     peers: Iterable[Mapping[str, Any]],
+    *,
     default_model: str,
     api_keys: Iterable[Mapping[str, Any]],
     require_key: bool,
     limits: Mapping[str, Any],
+    policy: str,
+    routes: Iterable[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Return the routing table (schema 1) that says everything a balancer must know.
 
@@ -175,14 +217,9 @@ def routing_table(
         "schema": 1,
         "default_model": default_model or peers[0]["models"][0]["name"],
         "require_key": truth(require_key),
+        "policy": policy,
         "keys": key_entries(api_keys),
-        "peers": [
-            {
-                **{key: peer[key] for key in ("name", "node", "engine", "address", "port")},
-                **{key: peer[key] for key in ("slots", "weight", "backup", "labels")},
-                "models": [model["name"] for model in peer["models"]],
-            }
-            for peer in peers
-        ],
+        "peers": table_peers(peers),
+        "routes": list(routes),
         "limits": dict(limits),
     }

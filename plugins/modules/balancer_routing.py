@@ -10,8 +10,8 @@ DOCUMENTATION = r"""
 module: balancer_routing
 short_description: Put the whole routing table of a balancer
 description:
-  - The routing table says everything a balancer must know of its cluster - peers, models, keys, limits. This module
-    compares the wanted table with the one in force and puts it if they differ.
+  - The routing table says everything a balancer must know of its cluster - peers, models, routes, keys, limits. This
+    module compares the wanted table with the one in force and puts it if they differ.
   - A new table takes effect at once, without a reload, so no stream is cut. It survives restarts.
   - The balancer validates the table before it accepts it. One that it refuses leaves the old one in force.
   - Runs on the balancer itself and needs root, because the admin API is a Unix socket.
@@ -30,7 +30,7 @@ options:
   table:
     description:
       - The table. Filter P(llm.cluster.routing_table#filter) makes it from an inventory.
-      - The order of peers and keys has no meaning.
+      - The order of peers and keys has no meaning, that of routes has.
     type: dict
     required: true
     suboptions:
@@ -47,6 +47,13 @@ options:
         description: Whether requests need one of the keys.
         type: bool
         default: true
+      policy:
+        description: >-
+          How a peer is chosen among those with a free slot: the one that has most of the conversation in its cache and
+          else the least busy one, only the least busy one, or one after the other by weight.
+        type: str
+        choices: [affinity, least_busy, weighted_round_robin]
+        default: affinity
       peers:
         description: Every address and port that requests can be sent to.
         type: list
@@ -91,7 +98,7 @@ options:
             type: bool
             default: false
           labels:
-            description: Free facts about the node.
+            description: Facts about the node that routes can ask for, each a text, a number, true or false, or a list.
             type: dict
             default: {}
       keys:
@@ -108,6 +115,54 @@ options:
             description: The SHA-256 of the key, as 64 hexadecimal digits.
             type: str
             required: true
+          requests_per_minute:
+            description: Requests that may be made with it in a minute. Without it, any number.
+            type: int
+          concurrent:
+            description: Requests that may be made with it at a time. Without it, any number.
+            type: int
+          models:
+            description: Models that may be used with it; C(*) stands for anything. Without it, all.
+            type: list
+            elements: str
+      routes:
+        description:
+          - Rules on requests. The first one that matches decides which peers may take the request.
+          - One that can match no peer is refused.
+        type: list
+        elements: dict
+        default: []
+        suboptions:
+          name:
+            description: The route's name, unique in the table.
+            type: str
+            required: true
+          when:
+            description:
+              - Conditions on the request, all of which must hold - C(model), C(path) and C(key) (patterns in which C(*)
+                stands for anything, or lists of such), C(prompt_chars_over), C(prompt_chars_under), C(messages_over),
+                C(messages_under) (numbers) and C(stream) (a boolean).
+              - Without it the route matches each request.
+            type: dict
+          require:
+            description:
+              - Labels that a peer must have, with a condition each, such as C('>24') for C(gpu_memory_gb).
+              - A condition is a value, a comparison (C(>), C(>=), C(<), C(<=), C(=), C(!=)), or a list of such of
+                which one must be met.
+            type: dict
+          prefer:
+            description: The same, but other peers are taken where none of those is free.
+            type: dict
+          peers:
+            description: Names of the peers or nodes that may take the request.
+            type: list
+            elements: str
+          model:
+            description: The model that is asked instead of the one that the request names.
+            type: str
+          fallback:
+            description: The model that is asked where all peers for the first one are out or drained.
+            type: str
       limits:
         description: Time-outs in seconds, sizes in bytes, and counts.
         type: dict
@@ -125,10 +180,6 @@ options:
             description: Seconds that a stream may be silent between two events.
             type: float
             default: 30
-          queue_timeout:
-            description: Seconds that a request waits for a free slot.
-            type: float
-            default: 60
           max_body_bytes:
             description: The largest request body.
             type: float
@@ -137,6 +188,31 @@ options:
             description: The largest answer that is not streamed.
             type: float
             default: 67108864
+          queue_timeout:
+            description: Seconds that a request waits for a free slot. After that, 503.
+            type: float
+            default: 60
+          queue_length:
+            description: Requests that may wait. With more, 503 at once.
+            type: float
+            default: 1000
+          queue_bytes:
+            description: Bytes that the bodies of waiting requests may take. With more, 503 at once.
+            type: float
+            default: 268435456
+          ending_timeout:
+            description: Seconds that an engine may go on working for a client that left before its slot counts as free.
+            type: float
+            default: 60
+          affinity_max_wait:
+            description: Seconds that a waiting request lets later ones go first that a free peer has the beginning of.
+            type: float
+            default: 2
+          affinity_ttl:
+            description: >-
+              Seconds that a peer is thought to remember the beginning of a conversation after it was last asked.
+            type: float
+            default: 600
           probe_interval:
             description: Seconds between two probes of a peer.
             type: float
@@ -153,6 +229,50 @@ options:
             description: Good probes in a row after which it is taken in again.
             type: float
             default: 2
+          canary_interval:
+            description: Seconds between two real questions of one token to each model of a peer. 0 asks none.
+            type: float
+            default: 0
+          canary_timeout:
+            description: Seconds to wait for such a question's answer.
+            type: float
+            default: 30
+          passive_failures:
+            description: >-
+              Requests that must fail on a peer, and succeed elsewhere, within 30 seconds for it to be taken out.
+            type: float
+            default: 3
+          hold_down:
+            description: Seconds that a peer stays out at least.
+            type: float
+            default: 4
+          hold_down_max:
+            description: Most seconds that it stays out. The time doubles each time that the peer fails again soon.
+            type: float
+            default: 60
+          return_time:
+            description: Seconds over which a peer that comes back gets its slots one after the other.
+            type: float
+            default: 10
+          busy_rest:
+            description: Seconds that a peer is left alone after a 503 or 429 that names no time itself.
+            type: float
+            default: 0.5
+          slow_share:
+            description: >-
+              Share of the other peers' speed below which a peer counts as slow and is asked last. 0: none is slow.
+            type: float
+            default: 0.5
+          retry_budget:
+            description: Second tries after a 5xx or silence, as a share of all requests.
+            type: float
+            default: 0.2
+  keep_labels:
+    description:
+      - Labels that could not be read for this table, as lists of names by node. Of these, what the table in force has
+        is kept, so that a node that is down for the moment doesn't lose them.
+    type: dict
+    default: {}
 """
 
 EXAMPLES = r"""
@@ -192,7 +312,6 @@ changes:
   sample: ["peer node1: slots 2 -> 4", "key demo: changed"]
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -203,9 +322,14 @@ from ansible_collections.llm.cluster.plugins.module_utils._admin import (
     AdminError,
     RefusedError,
 )
-
-HIDDEN = "sha256:...hidden"
-SHA256 = re.compile(r"^[0-9a-f]{64}$")
+from ansible_collections.llm.cluster.plugins.module_utils._routing_table import (
+    LIMITS,
+    diff_view,
+    differences,
+    normal_table,
+    table_problems,
+    with_kept_labels,
+)
 
 PEER_OPTIONS: dict[str, dict[str, Any]] = {
     "name": {"type": "str", "required": True},
@@ -222,172 +346,32 @@ PEER_OPTIONS: dict[str, dict[str, Any]] = {
 KEY_OPTIONS: dict[str, dict[str, Any]] = {
     "name": {"type": "str", "required": True},
     "sha256": {"type": "str", "required": True, "no_log": True},
+    "requests_per_minute": {"type": "int"},
+    "concurrent": {"type": "int"},
+    "models": {"type": "list", "elements": "str"},
 }
-# The balancer has the same defaults (LIMITS in peers.lua) and shows them in the table in force.
+ROUTE_OPTIONS: dict[str, dict[str, Any]] = {
+    "name": {"type": "str", "required": True},
+    "when": {"type": "dict"},
+    "require": {"type": "dict"},
+    "prefer": {"type": "dict"},
+    "peers": {"type": "list", "elements": "str"},
+    "model": {"type": "str"},
+    "fallback": {"type": "str"},
+}
 LIMIT_OPTIONS: dict[str, dict[str, Any]] = {
-    "connect_timeout": {"type": "float", "default": 1},
-    "first_byte_timeout": {"type": "float", "default": 300},
-    "stream_idle_timeout": {"type": "float", "default": 30},
-    "queue_timeout": {"type": "float", "default": 60},
-    "max_body_bytes": {"type": "float", "default": 16777216},
-    "max_answer_bytes": {"type": "float", "default": 67108864},
-    "probe_interval": {"type": "float", "default": 2},
-    "probe_timeout": {"type": "float", "default": 1},
-    "probe_failures": {"type": "float", "default": 2},
-    "probe_successes": {"type": "float", "default": 2},
+    name: {"type": "float", "default": default} for name, (default, _least, _most) in LIMITS.items()
 }
 TABLE_OPTIONS: dict[str, dict[str, Any]] = {
     "schema": {"type": "int", "choices": [1], "default": 1},
     "default_model": {"type": "str", "default": ""},
     "require_key": {"type": "bool", "default": True},
+    "policy": {"type": "str", "choices": ["affinity", "least_busy", "weighted_round_robin"], "default": "affinity"},
     "peers": {"type": "list", "elements": "dict", "default": [], "options": PEER_OPTIONS},
     "keys": {"type": "list", "elements": "dict", "default": [], "options": KEY_OPTIONS, "no_log": False},
+    "routes": {"type": "list", "elements": "dict", "default": [], "options": ROUTE_OPTIONS},
     "limits": {"type": "dict", "default": {}, "options": LIMIT_OPTIONS},
 }
-
-
-def normal_number(value: Any) -> Any:
-    """Return a number in its shortest form (``1.0`` and ``"1"`` → ``1``), anything else unchanged."""
-    if isinstance(value, bool):
-        return value
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return value
-    return int(number) if number.is_integer() else number
-
-
-def normal_peer(peer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a peer with every field present and in one form."""
-    return {
-        "name": peer.get("name"),
-        "node": peer.get("node") or peer.get("name"),
-        "engine": peer.get("engine"),
-        "address": peer.get("address"),
-        "port": normal_number(peer.get("port")),
-        "models": list(peer.get("models") or []),
-        "slots": normal_number(peer.get("slots")),
-        "weight": normal_number(1 if peer.get("weight") is None else peer.get("weight")),
-        "backup": bool(peer.get("backup")),
-        "labels": {name: normal_number(value) for name, value in sorted(dict(peer.get("labels") or {}).items())},
-    }
-
-
-def normal_table(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a table with every field present and numbers in one form, so that equal means equal.
-
-    An empty list or object may come as either: Lua doesn't know them apart.
-    """
-    limits = dict(table.get("limits") or {})
-    return {
-        "schema": normal_number(table.get("schema") or 1),
-        "default_model": table.get("default_model") or "",
-        "require_key": table.get("require_key") is not False,
-        "peers": [normal_peer(peer) for peer in table.get("peers") or []],
-        "keys": [{"name": key["name"], "sha256": key["sha256"].lower()} for key in table.get("keys") or []],
-        "limits": {
-            name: normal_number(option["default"] if limits.get(name) is None else limits[name])
-            for name, option in LIMIT_OPTIONS.items()
-        },
-    }
-
-
-def table_problems(table: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with a normal table, a sentence each; only what can be known without the balancer."""
-    peers = table["peers"]
-    found = [] if peers else ["it has no peers"]
-    found += [problem for peer in peers for problem in peer_problems(peer)]
-    found += [f"two peers are named {name}" for name in repeated(peer["name"] for peer in peers)]
-    found += [
-        f"two peers have the address {address}"
-        for address in repeated(f"{peer['address']}:{peer['port']}" for peer in peers)
-    ]
-    served = {model for peer in peers for model in peer["models"]}
-    if table["default_model"] and table["default_model"] not in served:
-        known = ", ".join(sorted(served)) or "none"
-        found.append(f"no peer serves default_model {table['default_model']} (served: {known})")
-    if table["require_key"] and not table["keys"]:
-        found.append("require_key is on and there is no key, so nobody could ask anything")
-    found += [f"two keys are named {name}" for name in repeated(key["name"] for key in table["keys"])]
-    found += [
-        f"key {key['name']}: sha256 must be 64 hexadecimal digits"
-        for key in table["keys"]
-        if not SHA256.match(key["sha256"])
-    ]
-    found += [f"limit {name}: {value} is below 0" for name, value in table["limits"].items() if value < 0]
-    return found
-
-
-def peer_problems(peer: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with one peer."""
-    found = []
-    if not 1 <= peer["port"] <= 65535:
-        found.append(f"port {peer['port']} is not in 1 to 65535")
-    if peer["slots"] < 1:
-        found.append(f"slots is {peer['slots']}, it must be at least 1")
-    if peer["weight"] <= 0:
-        found.append(f"weight is {peer['weight']}, it must be above 0")
-    if not peer["address"]:
-        found.append("address is empty")
-    if not peer["models"]:
-        found.append("it serves no model")
-    return [f"peer {peer['name'] or '(without a name)'}: {problem}" for problem in found]
-
-
-def repeated(values: Iterable[str]) -> list[str]:
-    """Return the values that occur more than once, sorted."""
-    seen: set[str] = set()
-    twice: set[str] = set()
-    for value in values:
-        (twice if value in seen else seen).add(value)
-    return sorted(twice)
-
-
-def by_name(entries: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Return entries by their names."""
-    return {entry["name"]: entry for entry in entries}
-
-
-def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Return how two normal tables differ, a line each; a key's hash is never part of it."""
-    lines = [
-        f"{field}: {before[field]} -> {after[field]}"
-        for field in ("schema", "default_model", "require_key")
-        if before[field] != after[field]
-    ]
-    for kind, field in (("peer", "peers"), ("key", "keys")):
-        old, new = by_name(before[field]), by_name(after[field])
-        for name in sorted(old.keys() | new.keys()):
-            if name not in new:
-                lines.append(f"{kind} {name}: removed")
-            elif name not in old:
-                lines.append(f"{kind} {name}: added")
-            elif old[name] != new[name]:
-                lines.append(
-                    f"{kind} {name}: " + ("changed" if kind == "key" else fields_changed(old[name], new[name]))
-                )
-    if before["limits"] != after["limits"]:
-        lines.append("limits: " + fields_changed(before["limits"], after["limits"]))
-    return lines
-
-
-def fields_changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Return the fields that differ as ``slots 2 -> 4, weight 1 -> 2``."""
-    return ", ".join(f"{name} {before[name]} -> {after[name]}" for name in after if before[name] != after[name])
-
-
-def diff_view(table: Mapping[str, Any], other: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return a normal table for showing: by name, with hashes hidden and those marked that differ from the other's."""
-    known = by_name(other["keys"]) if other else {}
-    return {
-        **table,
-        "peers": {
-            peer["name"]: {field: value for field, value in peer.items() if field != "name"} for peer in table["peers"]
-        },
-        "keys": {
-            key["name"]: HIDDEN + (" (changed)" if known.get(key["name"], key) != key else "") for key in table["keys"]
-        },
-    }
 
 
 def current_table(client: AdminClient) -> dict[str, Any]:
@@ -400,12 +384,15 @@ def current_table(client: AdminClient) -> dict[str, Any]:
         raise
 
 
-def put_table(client: AdminClient, wanted: Mapping[str, Any], check_mode: bool) -> dict[str, Any]:
-    """Bring the wanted normal table in force and return the module's result."""
+def put_table(
+    client: AdminClient, given: Mapping[str, Any], keep_labels: Mapping[str, Iterable[str]], check_mode: bool
+) -> dict[str, Any]:
+    """Bring the given normal table in force and return the module's result."""
     before = current_table(client)
+    wanted = with_kept_labels(given, before, keep_labels)
     changes = differences(before, wanted)
     if changes and not check_mode:
-        version = client.put("/routing", dict(wanted)).get("version")
+        version = client.put("/routing", wanted).get("version")
         lost = differences(current_table(client), wanted)
         if lost:
             raise AdminError(
@@ -424,19 +411,25 @@ def put_table(client: AdminClient, wanted: Mapping[str, Any], check_mode: bool) 
 
 def main() -> None:
     module = AnsibleModule(
-        argument_spec={"table": {"type": "dict", "required": True, "options": TABLE_OPTIONS}, **ADMIN_OPTIONS},
+        argument_spec={
+            "table": {"type": "dict", "required": True, "options": TABLE_OPTIONS},
+            "keep_labels": {"type": "dict", "default": {}},
+            **ADMIN_OPTIONS,
+        },
         supports_check_mode=True,
     )
-    wanted = normal_table(module.params["table"])
-    problems = table_problems(wanted)
+    given, keep = normal_table(module.params["table"]), module.params["keep_labels"]
+    problems = table_problems(given, keep)
     if problems:
         module.fail_json(msg="The routing table is not valid, nothing was changed: " + "; ".join(problems) + ".")
     try:
-        result = put_table(AdminClient(module.params["socket"], module.params["timeout"]), wanted, module.check_mode)
+        client = AdminClient(module.params["socket"], module.params["answer_timeout"])
+        result = put_table(client, given, keep, module.check_mode)
     except RefusedError as error:
         module.fail_json(
             msg=f"The balancer refused the routing table, the old one stays in force: {error.reason}. "
-            "Correct the variable it comes from (llm_models, llm_node_*, llm_api_keys or balancer_*), then run again.",
+            "Correct the variable it comes from (llm_models, llm_node_*, llm_routes, llm_api_keys or balancer_*), "
+            "then run again.",
             status=error.status,
         )
     except AdminError as error:

@@ -107,6 +107,39 @@ def test_booleans_may_come_as_text(value: Any, truth: bool) -> None:
     assert peer["backup"] is truth
 
 
+def facts(**values: Any) -> dict[str, Any]:
+    return {"ansible_facts": {"llm_node_facts": values}, "group_names": ["llm_nodes", "big"], "llm_models": TWO_MODELS}
+
+
+ALL_FACTS = {"memory_gb": 63, "cpus": 16, "architecture": "x86_64", "gpus": 1, "gpu_memory_gb": 24}
+ALWAYS = {"engine": "ollama", "groups": ["big", "llm_nodes"]}
+
+
+@pytest.mark.parametrize(
+    ("variables", "labels", "unknown"),
+    [
+        (facts(**ALL_FACTS), {**ALWAYS, **ALL_FACTS}, []),
+        (facts(), ALWAYS, ["memory_gb", "cpus", "architecture", "gpus", "gpu_memory_gb"]),
+        (
+            {**facts(**ALL_FACTS), "llm_node_labels": {"gpu_memory_gb": 48, "rack": "b", "groups": ["mine"]}},
+            {**ALWAYS, **ALL_FACTS, "gpu_memory_gb": 48, "rack": "b", "groups": ["mine"]},
+            [],
+        ),
+        (
+            {**facts(memory_gb=63, cpus=8), "llm_node_labels": {"architecture": "riscv64", "gpus": None}},
+            {**ALWAYS, "memory_gb": 63, "cpus": 8, "architecture": "riscv64"},
+            ["gpu_memory_gb"],
+        ),
+    ],
+)
+def test_labels_come_from_the_node_and_the_inventory(
+    variables: dict[str, Any], labels: dict[str, Any], unknown: list[str]
+) -> None:
+    (peer,) = topology.node_peers("n1", host(**variables), DEFAULTS)
+    assert peer["labels"] == labels
+    assert topology.unread_labels([peer]) == ({"n1": unknown} if unknown else {})
+
+
 def test_keys_are_kept_as_their_sha256_only() -> None:
     entries = topology.key_entries([{"name": "z", "key": "secret"}, {"name": "a", "sha256": "AB" * 32}])
     assert entries == [
@@ -117,9 +150,20 @@ def test_keys_are_kept_as_their_sha256_only() -> None:
 
 def test_the_routing_table_names_models_and_carries_no_key() -> None:
     peers = topology.node_peers("n1", host(llm_models=TWO_MODELS), DEFAULTS)
-    table = topology.routing_table(peers, "", [{"name": "z", "key": "secret"}], True, {"probe_interval": 2})
+    table = topology.routing_table(
+        peers,
+        default_model="",
+        api_keys=[{"name": "z", "key": "secret", "concurrent": 2, "models": ["a*"], "requests_per_minute": None}],
+        require_key=True,
+        limits={"probe_interval": 2},
+        policy="least_busy",
+        routes=[{"name": "all"}],
+    )
     assert table["schema"] == 1
     assert table["default_model"] == "a:1b"
     assert table["peers"][0]["models"] == ["a:1b", "B/c"]
     assert table["limits"] == {"probe_interval": 2}
+    assert (table["policy"], table["routes"]) == ("least_busy", [{"name": "all"}])
+    assert sorted(table["keys"][0]) == ["concurrent", "models", "name", "sha256"]
+    assert sorted(table["peers"][0]) == sorted([*topology.TABLE_PEER, "models"])
     assert "secret" not in str(table)

@@ -19,6 +19,7 @@ import pytest
 import yaml
 from ansible.module_utils import basic
 from ansible_collections.llm.cluster.plugins.doc_fragments.admin_socket import ModuleDocFragment
+from ansible_collections.llm.cluster.plugins.module_utils import _routing_table
 from ansible_collections.llm.cluster.plugins.module_utils._admin import ADMIN_OPTIONS
 from ansible_collections.llm.cluster.plugins.modules import balancer_routing
 
@@ -126,8 +127,8 @@ def balancer(tmp_path: Path) -> Iterator[FakeBalancer]:
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """Return a function that runs the module's main() with real arguments and returns what it prints."""
 
-    def run_module(wanted: dict[str, Any], check: bool = False) -> dict[str, Any]:
-        arguments = {"table": wanted, "socket": str(tmp_path / "admin.sock"), "_ansible_check_mode": check}
+    def run_module(wanted: dict[str, Any], check: bool = False, **options: Any) -> dict[str, Any]:
+        arguments = {"table": wanted, "socket": str(tmp_path / "admin.sock"), "_ansible_check_mode": check, **options}
         monkeypatch.setattr(basic, "_ANSIBLE_ARGS", json.dumps({"ANSIBLE_MODULE_ARGS": arguments}).encode())
         monkeypatch.setattr(basic, "_ANSIBLE_PROFILE", "legacy", raising=False)
         with pytest.raises(SystemExit):
@@ -175,8 +176,8 @@ def test_changed_key_is_reported_by_name_only(balancer: FakeBalancer, run: Run) 
     run(table())
     result = run(table(keys=[{"name": "demo", "sha256": NEW_HASH}]))
     assert result["changes"] == ["key demo: changed"]
-    assert result["diff"]["before"]["keys"] == {"demo": balancer_routing.HIDDEN}
-    assert result["diff"]["after"]["keys"] == {"demo": balancer_routing.HIDDEN + " (changed)"}
+    assert result["diff"]["before"]["keys"] == {"demo": {"sha256": _routing_table.HIDDEN}}
+    assert result["diff"]["after"]["keys"] == {"demo": {"sha256": _routing_table.HIDDEN + " (changed)"}}
     assert balancer.routing is not None
     assert balancer.routing["keys"][0]["sha256"] == NEW_HASH
 
@@ -265,19 +266,26 @@ def test_no_balancer(run: Run) -> None:
         (table(keys=[{"name": "a", "sha256": OLD_HASH}, {"name": "a", "sha256": NEW_HASH}]), "two keys are named a"),
         (table(keys=[]), "there is no key"),
         (table(peers=[]), "it has no peers"),
-        (table(limits={"queue_timeout": -1}), "limit queue_timeout: -1"),
+        (table(policy="random"), "policy is random"),
+        (table(routes=[{"name": "a", "peers": ["node3"]}]), "routes[a]: peers: there is no peer or node 'node3'"),
+        (table(keys=[{"name": "a", "sha256": OLD_HASH, "concurrent": 0}]), "key a: concurrent is 0"),
+        (table(keys=[{"name": "a", "sha256": OLD_HASH, "requests_per_minute": 1.5}]), "requests_per_minute is 1.5"),
+        (table(keys=[{"name": "a", "sha256": OLD_HASH, "models": [""]}]), "key a: models must be"),
+        (table(limits={"retry_budget": 2}), "limit retry_budget is 2, it must be a number from 0 to 1"),
+        (table(limits={"queue_timeout": "soon"}), "limit queue_timeout is soon"),
+        (table(limits={"queue_timeout": -1}), "limit queue_timeout is -1, it must be a number from 0 to 86400"),
     ],
 )
 def test_problems(wanted: dict[str, Any], words: str) -> None:
-    found = balancer_routing.table_problems(balancer_routing.normal_table(wanted))
+    found = _routing_table.table_problems(_routing_table.normal_table(wanted))
     if "without a name" in words:
         wanted["peers"][0]["slots"] = 0
-        found = balancer_routing.table_problems(balancer_routing.normal_table(wanted))
+        found = _routing_table.table_problems(_routing_table.normal_table(wanted))
     assert any(words in problem for problem in found), found
 
 
 def test_valid_tables_have_no_problems() -> None:
-    assert balancer_routing.table_problems(balancer_routing.normal_table(table())) == []
+    assert _routing_table.table_problems(_routing_table.normal_table(table())) == []
 
 
 @pytest.mark.parametrize(
@@ -293,8 +301,74 @@ def test_valid_tables_have_no_problems() -> None:
     ],
 )
 def test_differences(after: dict[str, Any], lines: list[str]) -> None:
-    normal = balancer_routing.normal_table
-    assert balancer_routing.differences(normal(table()), normal(after)) == lines
+    normal = _routing_table.normal_table
+    assert _routing_table.differences(normal(table()), normal(after)) == lines
+
+
+ROUTES = [
+    {"name": "llama", "when": {"model": "gemma*"}, "require": {"groups": "llm_nodes"}},
+    {"name": "rest", "prefer": {"memory_gb": ">64"}},
+]
+
+
+def with_labels(**labels: Any) -> dict[str, Any]:
+    """Return the table with these labels on both peers, and routes."""
+    changed = table(routes=copy.deepcopy(ROUTES))
+    for peer in changed["peers"]:
+        peer["labels"] = dict(labels)
+    return changed
+
+
+def test_routes_and_policy_are_put_and_their_changes_named(balancer: FakeBalancer, run: Run) -> None:
+    wanted = with_labels(groups=["llm_nodes"], memory_gb=128)
+    assert "route llama: added" in run(wanted)["changes"]
+    assert balancer.routing is not None
+    assert balancer.routing["routes"] == ROUTES
+    assert not run(wanted)["changed"]
+
+    wanted["policy"] = "least_busy"
+    wanted["routes"] = [wanted["routes"][1], {**wanted["routes"][0], "fallback": "gemma3:270m"}]
+    wanted["keys"][0].update(requests_per_minute=60, models=["gemma*"])
+    assert run(wanted)["changes"] == [
+        "policy: affinity -> least_busy",
+        "key demo: requests_per_minute none -> 60, models none -> ['gemma*']",
+        "route llama: fallback none -> gemma3:270m",
+        "routes: now in the order rest, llama",
+    ]
+    assert not run(wanted)["changed"]
+
+
+def test_what_lua_makes_of_a_route_is_the_same_route(balancer: FakeBalancer, run: Run) -> None:
+    wanted = with_labels(groups=["llm_nodes"], rack=[])
+    wanted["routes"] = [
+        {"name": "a", "when": {}, "require": {"groups": ["llm_nodes"]}, "peers": ["node1"], "model": None}
+    ]
+    run(wanted)
+    assert balancer.routing is not None
+    assert balancer.routing["routes"] == [{"name": "a", "require": {"groups": ["llm_nodes"]}, "peers": ["node1"]}]
+    for peer in balancer.routing["peers"]:
+        peer["labels"]["rack"] = {}
+    assert not run(wanted)["changed"]
+
+
+def test_a_route_that_can_match_no_peer_is_refused_by_name(balancer: FakeBalancer, run: Run) -> None:
+    result = run(with_labels(groups=["others"]))
+    assert result["failed"]
+    assert "routes[llama]: can match no peer: none has groups llm_nodes (there is others)" in result["msg"]
+    assert balancer.puts == 0
+
+
+def test_labels_that_could_not_be_read_are_kept(balancer: FakeBalancer, run: Run) -> None:
+    run(with_labels(groups=["llm_nodes"], memory_gb=128, rack="a"))
+    unread = with_labels(groups=["llm_nodes"])
+    unread["peers"][1]["labels"]["memory_gb"] = 64
+    kept = run(unread, keep_labels={"node1": ["memory_gb"], "node2": ["memory_gb", "cpus"]})
+    assert kept["changes"] == [
+        "peer node1: labels {'groups': ['llm_nodes'], 'memory_gb': 128, 'rack': 'a'}"
+        " -> {'groups': ['llm_nodes'], 'memory_gb': 128}",
+        "peer node2: labels {'groups': ['llm_nodes'], 'memory_gb': 128, 'rack': 'a'}"
+        " -> {'groups': ['llm_nodes'], 'memory_gb': 64}",
+    ]
 
 
 def documented(options: dict[str, Any]) -> dict[str, Any]:
@@ -328,10 +402,25 @@ def test_documentation_equals_the_argument_spec() -> None:
     assert documented(fragment) == specified(ADMIN_OPTIONS)
 
 
-def test_default_limits_equal_the_balancers() -> None:
+def lua_limits() -> dict[str, tuple[float, ...]]:
+    """Return LIMITS as peers.lua has them."""
     lua = (Path(__file__).parents[4] / "roles/balancer/files/lua/llm_cluster/peers.lua").read_text()
     block = re.search(r"^local LIMITS = \{$(.*?)^\}", lua, re.MULTILINE | re.DOTALL)
     assert block is not None
-    defaults = re.findall(r"^\s+(\w+) = \{ ([0-9.]+),", block.group(1), re.MULTILINE)
-    specified_defaults = {name: option["default"] for name, option in balancer_routing.LIMIT_OPTIONS.items()}
-    assert {name: float(value) for name, value in defaults} == specified_defaults
+    found = re.findall(r"^\s+(\w+) = \{ ([0-9., ]+) \},", block.group(1), re.MULTILINE)
+    return {name: tuple(float(number) for number in numbers.split(",")) for name, numbers in found}
+
+
+def test_limits_equal_the_balancers() -> None:
+    assert lua_limits() == _routing_table.LIMITS
+    assert {name: option["default"] for name, option in balancer_routing.LIMIT_OPTIONS.items()} == {
+        name: limits[0] for name, limits in _routing_table.LIMITS.items()
+    }
+
+
+def test_each_limit_is_a_variable_of_the_role_with_the_same_default() -> None:
+    defaults = yaml.safe_load((Path(__file__).parents[4] / "roles/balancer/defaults/main.yml").read_text())
+    assert set(defaults["balancer_limits"]) == set(_routing_table.LIMITS)
+    for name, (default, _least, _most) in _routing_table.LIMITS.items():
+        assert defaults[f"balancer_{name}"] == default, name
+        assert f"balancer_{name} |" in defaults["balancer_limits"][name]
