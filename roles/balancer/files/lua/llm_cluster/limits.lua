@@ -13,7 +13,7 @@
 -- worker that died.
 
 local errors = require "llm_cluster.errors"
-local glob = require "llm_cluster.glob"
+local names = require "llm_cluster.names"
 local slots = require "llm_cluster.slots"
 
 local floor = math.floor
@@ -30,6 +30,7 @@ local AGAIN = 1              -- seconds after which a client may try again for a
 local counts = {}            -- of the window's counters, oldest first; valid until the next yield
 local ring_names = {}        -- key name → names of its counters
 local place_names = {}       -- key name → pid → name of its count
+local patterns = setmetatable({}, { __mode = "k" }) -- key entry → its models, compiled
 for i = 1, COUNTERS + 1 do
     counts[i] = 0
 end
@@ -228,39 +229,29 @@ function M.leave(ctx)
     end
 end
 
---- May this key use a model? `:latest` is the same as none.
-local function may_use(key, model)
-    return glob.any(key.models, model) or glob.any(key.models, model .. ":latest")
-        or model:sub(-7) == ":latest" and glob.any(key.models, model:sub(1, -8))
+--- May a key use a model?
+-- @param key entry of the routing table, or nil
+-- @param model string, as the client asked or as the table has it: `:latest` is the same as none
+function M.may_use(key, model)
+    if not key or not key.models then
+        return true
+    end
+    local compiled = patterns[key]
+    if not compiled then
+        compiled = names.compile(key.models)
+        patterns[key] = compiled
+    end
+    return names.matches_model(compiled, model)
 end
 
---- May the request use a model?
--- @param key entry of the routing table, or nil
--- @param model string, as the client asked or as the table has it
--- @return true, or nil and an error that names what it may use
+--- As may_use(), for a request.
+-- @return true, or nil and an error that names what the key may use
 function M.allows(key, model)
-    if not key or not key.models or may_use(key, model) then
+    if M.may_use(key, model) then
         return true
     end
     return nil, errors.new(403, "model_not_allowed", "Key '" .. key.name .. "' may not use model '" .. model .. "'. It may use: "
         .. table.concat(key.models, ", ") .. ".", { param = "model", should_retry = false })
-end
-
---- Those of the models that a key may use.
--- @param key entry of the routing table, or nil
--- @param models list of names
--- @return list of names
-function M.allowed(key, models)
-    if not key or not key.models then
-        return models
-    end
-    local out = {}
-    for i = 1, #models do
-        if may_use(key, models[i]) then
-            out[#out + 1] = models[i]
-        end
-    end
-    return out
 end
 
 --- How much of their limits keys use, for GET /state.

@@ -8,7 +8,10 @@ local errors = require "llm_cluster.errors"
 local exchange = require "llm_cluster.exchange"
 local health = require "llm_cluster.health"
 local json = require "llm_cluster.json"
+local limits = require "llm_cluster.limits"
+local names = require "llm_cluster.names"
 local peers = require "llm_cluster.peers"
+local routes = require "llm_cluster.routes"
 
 local M = {}
 
@@ -20,22 +23,40 @@ local function entry(name)
     return { id = name, object = "model", created = 0, owned_by = "llm.cluster" }
 end
 
---- GET /v1/models: every model of the table, also while its peers are out: a request for it waits, it isn't unknown.
-function M.models(view)
+--- Every name that a request may ask for: the table's models, and the aliases that routes turn into them. Also those whose peers
+-- are out: a request for one waits, it isn't unknown.
+-- @param key entry of the client's key, or nil: what it may not use is left out
+-- @return list of names
+function M.names(view, key)
+    local out = {}
+    for _, list in ipairs { view.models, routes.aliases(view.routes) } do
+        for _, name in ipairs(list) do
+            if limits.may_use(key, name) then
+                out[#out + 1] = name
+            end
+        end
+    end
+    return out
+end
+
+--- GET /v1/models
+function M.models(view, key)
     local data = {}
-    for i, name in ipairs(view.models) do
+    for i, name in ipairs(M.names(view, key)) do
         data[i] = entry(name)
     end
     return json.encode { object = "list", data = json.list(data) }
 end
 
 --- GET /v1/models/NAME
-function M.model(view, asked)
-    local name = peers.resolve_model(view.by_model, asked)
-    if not name then
-        return nil
+-- @return JSON, or nil if there is none of that name for the key
+function M.model(view, asked, key)
+    local known = {}
+    for _, name in ipairs(M.names(view, key)) do
+        known[name] = true
     end
-    return cjson.encode(entry(name))
+    local name = names.resolve(known, asked)
+    return name and cjson.encode(entry(name))
 end
 
 local function in_rotation(view)
@@ -67,60 +88,65 @@ local function gather(view, path)
     return answers
 end
 
-local cache = {} -- path → {at, version, body}
+local cache = {} -- path → {at, version, value}
 
+--- What make() returns, remembered for a moment.
+-- @return value; or nil and an error if make() returned nil: no peer answered
 local function cached(view, path, make)
     local hit = cache[path]
     if hit and hit.version == view.version and ngx.now() - hit.at < CACHE then
-        return hit.body
+        return hit.value
     end
-    local body = make()
-    if body then
-        cache[path] = { at = ngx.now(), version = view.version, body = body }
+    local value = make()
+    if not value then
+        return nil, errors.new(503, "no_node_available", "No node that speaks Ollama's API answers.", { retry_after = 2 })
     end
-    return body
+    cache[path] = { at = ngx.now(), version = view.version, value = value }
+    return value
 end
 
-local function unreachable()
-    return errors.new(503, "no_node_available", "No node that speaks Ollama's API answers.", { retry_after = 2 })
-end
-
---- GET /api/tags, /api/ps: one name once, only models that the table has.
--- @return JSON, or nil and an error
-function M.merged(view, path)
-    local body = cached(view, path, function()
-        local answers = gather(view, path)
-        if #answers == 0 then
-            return nil
-        end
-        local models, seen = {}, {}
-        for _, answer in ipairs(answers) do
-            for _, model in ipairs(type(answer.models) == "table" and answer.models or {}) do
-                local name = type(model) == "table" and (model.name or model.model)
-                if type(name) == "string" and not seen[name] and peers.resolve_model(view.by_model, name) then
-                    seen[name] = true
-                    models[#models + 1] = model
-                end
+--- The models in several answers: one name once, only those that the table has.
+-- @return list of {name, model = the answer's entry}
+local function merge(view, answers)
+    local out, seen = {}, {}
+    for _, answer in ipairs(answers) do
+        for _, model in ipairs(type(answer.models) == "table" and answer.models or {}) do
+            local name = type(model) == "table" and (model.name or model.model)
+            if type(name) == "string" and not seen[name] and peers.resolve_model(view.by_model, name) then
+                seen[name] = true
+                out[#out + 1] = { name = name, model = model }
             end
         end
-        return json.encode { models = json.list(models) }
-    end)
-    if not body then
-        return nil, unreachable()
     end
-    return body
+    return out
+end
+
+--- GET /api/tags, /api/ps, merged over the peers.
+-- @param key entry of the client's key, or nil: models that it may not use are left out
+-- @return JSON, or nil and an error
+function M.merged(view, path, key)
+    local merged, err = cached(view, path, function()
+        local answers = gather(view, path)
+        return #answers > 0 and merge(view, answers) or nil
+    end)
+    if not merged then
+        return nil, err
+    end
+    local models = {}
+    for _, each in ipairs(merged) do
+        if limits.may_use(key, each.name) then
+            models[#models + 1] = each.model
+        end
+    end
+    return json.encode { models = json.list(models) }
 end
 
 --- GET /api/version: of the first peer that answers.
 function M.version(view)
-    local body = cached(view, "/api/version", function()
+    return cached(view, "/api/version", function()
         local answer = gather(view, "/api/version")[1]
         return answer and cjson.encode { version = answer.version }
     end)
-    if not body then
-        return nil, unreachable()
-    end
-    return body
 end
 
 --- GET /health, for load balancers in front and for people.
