@@ -14,7 +14,7 @@ options:
       - The balancer's admin socket on the managed host. Only root may use it.
     type: path
     default: /run/llm-cluster/admin.sock
-  timeout:
+  answer_timeout:
     description:
       - Seconds to wait for each answer of the balancer.
     type: float

@@ -17,7 +17,7 @@ DEFAULT_SOCKET = "/run/llm-cluster/admin.sock"
 # The argument spec that goes with doc fragment admin_socket.
 ADMIN_OPTIONS: dict[str, dict[str, Any]] = {
     "socket": {"type": "path", "default": DEFAULT_SOCKET},
-    "timeout": {"type": "float", "default": 10},
+    "answer_timeout": {"type": "float", "default": 10},
 }
 
 _LOOK = "Look with: systemctl status nginx; journalctl -u nginx -n 50"
