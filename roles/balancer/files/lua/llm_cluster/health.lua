@@ -1,31 +1,46 @@
 -- Copyright: (c) 2026, llm.cluster contributors
 -- SPDX-License-Identifier: GPL-3.0-or-later
 
---- Which peers answer: probes by one worker, and what requests find out.
+--- Which peers may be used and how much: what probes and requests found out, the same in every worker.
 --
--- In: a new peer at its first good probe, an ejected one after `probe_successes` in a row, not before its hold-down passed.
--- Out: after `probe_failures` in a row (a failed probe is repeated at once), or at once when the connection is refused. A peer
--- that goes out again and again is held down twice as long each time. Saying "busy" (503, 429) is no failure: it rests a moment.
+-- In: a new peer at its first good probe, an ejected one after `probe_successes` in a row, not before its hold-down passed. After
+-- that its slots open one after the other over `return_time`.
+-- Out: after `probe_failures` in a row, or at once when a connection is refused. Also after `passive_failures` requests that
+-- failed there and succeeded elsewhere, but never more than half of a model's peers that way. Whoever goes out again soon is held
+-- down, twice as long each time. Saying "busy" (503, 429) is no failure: it rests a moment. Nor is being slow: it gets fewer.
+--
+-- All of it lies in the shared dict, a few keys for each peer. Their sum, what a request must know, is the snapshot: each worker
+-- makes it anew only when the number `health_version` moved on.
 
-local exchange = require "llm_cluster.exchange"
+local metrics = require "llm_cluster.metrics"
 local peers = require "llm_cluster.peers"
-local slots = require "llm_cluster.slots"
+local prober = require "llm_cluster.prober"
+local speed = require "llm_cluster.speed"
 
 local M = {}
 
 local DICT = "llm_state"
-local TICK = 0.2              -- seconds between two rounds at most
-local LEASE = 2               -- seconds that the probing worker's right lasts without renewal
-local SWEEP = 0.5             -- seconds between two looks for dead workers
-local MAX_HOLD = 60           -- seconds
-local FLAP_MEMORY = 120       -- seconds after a hold-down in which another ejection counts as flapping
-local MAX_PROBE_ANSWER = 65536
-local PROBES = { llama_cpp = "/health", ollama = "/api/version" }
+local FLAP_MEMORY = 120      -- seconds after a hold-down in which another ejection counts as flapping
+local FAILURE_WINDOW = 30    -- seconds in which failures of requests are added up
+local FAILING_SHARE = 0.1    -- who fails fewer of its requests than this isn't ejected for it: each costs one retry
+local LEAST_REST, MOST_REST = 0.2, 5 -- seconds that a peer's own Retry-After can ask for
+local LEAVES_SLOW = 1.25     -- times slow_share: a peer at the edge doesn't go to and fro
+local SLOW_MEMORY = 120      -- seconds that a slow peer stays one without anything new measured
 local NAMES = { [0] = "probing", [1] = "up", [2] = "down" }
 local PROBING, UP, DOWN = 0, 1, 2
 
+local KEYS = {
+    "health", "why", "since", "failures", "successes", "flaps", "hold", "resting", "returned", "lacks", "cold", "slow", "judged",
+    "good", "strikes", "spared", "canary",
+}
+
 local function dict()
     return ngx.shared[DICT]
+end
+
+--- Something in the snapshot changed.
+local function changed(d)
+    d:incr("health_version", 1, 0)
 end
 
 --- The peer's health: "probing" (not known yet), "up" or "down".
@@ -47,32 +62,91 @@ function M.why(id)
     return d:get("why:" .. id), d:get("since:" .. id), d:get("hold:" .. id)
 end
 
-local function set(id, state, why)
+--- Forget a peer that left the table.
+function M.forget(id)
     local d = dict()
-    d:set("health:" .. id, state)
-    d:set("why:" .. id, why)
-    d:set("since:" .. id, ngx.now())
-    d:delete("failures:" .. id)
-    d:delete("successes:" .. id)
-    ngx.log(ngx.WARN, "peer ", id, " is ", NAMES[state], ": ", why)
+    for _, key in ipairs(KEYS) do
+        d:delete(key .. ":" .. id)
+    end
+    speed.forget(id)
+    changed(d)
 end
 
-local function eject(peer, why)
-    local d, id, view = dict(), peer.id, peers.view()
-    if d:get("health:" .. id) == DOWN then
-        d:set("why:" .. id, why)
-        return
+-- Changes of state
+
+--- Change a peer's state. Only one of the workers that want to does it, so that each change is counted and logged once.
+-- @param prepare function(d, before), called before the change is seen; returns further words for the log
+-- @return boolean
+local function change(peer, state, why, prepare)
+    local d, id = dict(), peer.id
+    local key, mutex = "health:" .. id, "changing:" .. id
+    if d:get(key) == state or not d:add(mutex, true, 1) then
+        return false
     end
-    if not (view and peers.is_drained(view, peer)) then -- planned restarts happen under a drain mark: no flapping
-        local flaps = (d:get("flaps:" .. id) or 0) + 1
-        local hold = flaps == 1 and 0 or math.min(MAX_HOLD, 2 ^ flaps)
-        d:set("flaps:" .. id, flaps, FLAP_MEMORY + hold)
-        if hold > 0 then
-            d:set("hold:" .. id, ngx.now() + hold, hold)
+    local before = d:get(key) or PROBING
+    if before ~= state then
+        local words = prepare and prepare(d, before) or ""
+        d:delete("failures:" .. id)
+        d:delete("successes:" .. id)
+        d:delete("strikes:" .. id)
+        d:set("why:" .. id, why)
+        d:set("since:" .. id, ngx.now())
+        d:set(key, state)
+        changed(d)
+        ngx.log(ngx.WARN, "peer ", id, " is ", NAMES[state], ": ", why, words)
+        if before == UP and state == DOWN then
+            metrics.event("ejection", peer.name, why)
+        elseif before == DOWN and state == UP then
+            metrics.event("return", peer.name, why)
         end
     end
-    set(id, DOWN, why)
+    d:delete(mutex)
+    return before ~= state
 end
+
+--- Seconds to stay out. The first time a peer may come back as soon as it answers probes; planned restarts happen under a drain
+-- mark and never count.
+-- @param flaps ejections within FLAP_MEMORY, with this one
+-- @param least seconds, at the first
+local function hold_down(flaps, least, limits)
+    local seconds = flaps > 1 and limits.hold_down * 2 ^ (flaps - 2) or 0
+    return math.min(math.max(seconds, least), math.max(limits.hold_down_max, limits.hold_down))
+end
+
+local function eject(peer, why, least)
+    local id, view = peer.id, peers.view()
+    local done = change(peer, DOWN, why, function(d, before)
+        speed.forget(id)
+        d:delete("slow:" .. id)
+        d:delete("returned:" .. id)
+        if before ~= UP or not view or peers.is_drained(view, peer) then
+            return ""
+        end
+        local flaps = (d:get("flaps:" .. id) or 0) + 1
+        local hold = hold_down(flaps, least or 0, view.limits)
+        d:set("flaps:" .. id, flaps, FLAP_MEMORY + hold)
+        if hold == 0 then
+            return ""
+        end
+        d:set("hold:" .. id, ngx.now() + hold, hold)
+        return "; held down " .. hold .. " s"
+    end)
+    if not done and M.is_down(id) then
+        dict():set("why:" .. id, why)
+    end
+end
+
+local function take_back(peer, why)
+    change(peer, UP, why, function(d, before)
+        local view = peers.view()
+        d:delete("canary:" .. peer.id)
+        if before == DOWN and view and not peers.is_drained(view, peer) then
+            d:set("returned:" .. peer.id, ngx.now())
+        end
+    end)
+end
+
+-- What probes find
 
 --- A connection was refused: nothing listens there.
 function M.refused(peer)
@@ -91,134 +165,269 @@ function M.failed(peer, why, limits)
     end
 end
 
-local function succeeded(peer, limits)
+--- The peer answered a probe.
+function M.succeeded(peer, limits)
     local id, d = peer.id, dict()
     local state = d:get("health:" .. id) or PROBING
     if state == UP then
         d:delete("failures:" .. id)
     elseif state == PROBING then
-        set(id, UP, "first probe answered")
+        take_back(peer, "first probe answered")
     else
         local successes = d:incr("successes:" .. id, 1, 0)
         if successes >= limits.probe_successes and not d:get("hold:" .. id) then
-            set(id, UP, successes .. " probes answered")
+            take_back(peer, successes .. " probes answered")
         end
     end
 end
 
+--- Which of its models the peer doesn't have, and which are not loaded.
+-- @param what "lacks" or "cold"
+-- @param models list of names in the table's order; empty: none
+function M.found(peer, what, models)
+    local d, key = dict(), what .. ":" .. peer.id
+    local text = models[1] and table.concat(models, "\n") or nil
+    if d:get(key) == text then
+        return
+    end
+    d:set(key, text)
+    changed(d)
+    if what == "lacks" then
+        ngx.log(ngx.WARN, "peer ", peer.id, text and " lacks: " .. table.concat(models, ", ") or " has all of its models")
+    end
+end
+
+--- The canary failed: out, until a canary succeeds.
+function M.canary_failed(peer, why)
+    dict():set("canary:" .. peer.id, true)
+    eject(peer, why)
+end
+
+--- Is it out for its canary, so that an answered probe isn't enough?
+function M.needs_canary(id)
+    return dict():get("canary:" .. id) == true
+end
+
+-- What requests find
+
 --- It said that it is busy: let it rest.
--- @param seconds how long, or nil
+-- @param seconds how long by its own word, or nil
 function M.busy(peer, seconds)
-    dict():set("resting:" .. peer.id, true, math.max(0.2, math.min(seconds or 0.5, 5)))
+    local view = peers.view()
+    seconds = seconds and math.max(LEAST_REST, math.min(seconds, MOST_REST)) or view and view.limits.busy_rest or 0
+    if seconds > 0 then
+        local d = dict()
+        d:set("resting:" .. peer.id, ngx.now() + seconds, seconds)
+        changed(d)
+    end
 end
 
 function M.is_resting(id)
-    return dict():get("resting:" .. id) == true
+    return dict():get("resting:" .. id) ~= nil
 end
 
-local function ask(peer, limits)
-    local status, err, detail = exchange.get(peer, PROBES[peer.engine], limits.probe_timeout, MAX_PROBE_ANSWER)
-    if status == 200 then
-        return true
-    elseif status then
-        return false, "probe answered " .. status
-    elseif err == "refused" then
-        return false, nil
+--- Would more than half of the peers of one of its models be out without it? Then failures of requests don't eject it: better
+-- some errors than a rush at the few that are left, who may fail for the same reason.
+local function is_needed(d, view, peer)
+    for _, model in ipairs(peer.models) do
+        local list, out = view.by_model[model] or {}, 1
+        for _, other in ipairs(list) do
+            if other.id ~= peer.id and (d:get("health:" .. other.id) == DOWN or peers.is_drained(view, other)) then
+                out = out + 1
+            end
+        end
+        if out * 2 > #list then
+            return true
+        end
     end
-    return false, "probe: " .. (detail or err)
+    return false
 end
 
-local probing = {} -- peer id → true while a probe runs
-local due = {}     -- peer id → ngx.now() of the next probe
-local sweep_at = 0
-
-local function probe(premature, peer, limits)
-    if premature then
+--- A request failed there for which the peer is to blame.
+--
+-- Success doesn't wipe that out, or a peer that fails every second request would stay. But a busy peer that fails one request in
+-- a hundred isn't ejected either: nine times as many successes since the first of the failures acquit it.
+local function strike(peer, why)
+    local view = peers.view()
+    if not view then
         return
     end
-    for _ = 1, 2 do
-        local ok, why = ask(peer, limits)
-        if ok then
-            succeeded(peer, limits)
-            break
-        elseif not why then
-            M.refused(peer)
-            break
-        end
-        M.failed(peer, why, limits)
+    local d, id, limits, now = dict(), peer.id, view.limits, ngx.now()
+    if d:get("health:" .. id) ~= UP then
+        return
     end
-    probing[peer.id] = nil
+    local most, list, good = limits.passive_failures, "strikes:" .. id, d:get("good:" .. id) or 0
+    local length, oldest = d:lpush(list, now .. " " .. good), nil
+    if not length then
+        return
+    end
+    while length >= most do
+        oldest, length = d:rpop(list), length - 1
+    end
+    local at, good_then = (oldest or ""):match("^(%S+) (%S+)$")
+    if not at or now - at > FAILURE_WINDOW or good - good_then > most / FAILING_SHARE - most then
+        return
+    end
+    -- One such ejection at a time over all workers, or two could together take more than half.
+    if not d:add("ejecting", true, 1) then
+        return
+    end
+    if not is_needed(d, view, peer) then
+        eject(peer, most .. " requests failed, the last one: " .. why, limits.hold_down)
+    elseif d:add("spared:" .. id, true, FAILURE_WINDOW) then
+        ngx.log(ngx.WARN, "peer ", id, " stays though requests fail there, as too few would be left: ", why)
+    end
+    d:delete("ejecting")
 end
 
-local function start_probe(peer, limits)
+--- A request failed at the peer (5xx, silence, a connection that closed) and has succeeded elsewhere. Once per request and peer.
+-- @param model name
+function M.blame(peer, why, model)
+    strike(peer, why .. " (model " .. model .. ")")
+end
+
+--- The peer sent something that is no HTTP answer. Its fault, whether the request succeeds elsewhere or not.
+function M.garbage(peer, why)
+    strike(peer, why)
+end
+
+--- A request succeeded at the peer.
+-- @param first seconds from giving it the request to the first byte of its answer; of an answer that isn't streamed, to its end
+-- @param tokens of the answer, or nil
+-- @param decode seconds from the first byte to the last of a stream; nil: it was not streamed
+-- @param model name
+-- @param size bytes of the prompt that the peer had to read (without a prefix it is thought to hold), or nil
+function M.measured(peer, first, tokens, decode, model, size)
     local id = peer.id
-    due[id] = ngx.now() + limits.probe_interval
-    probing[id] = true
-    local ok, err = ngx.timer.at(0, probe, peer, limits)
-    if not ok then
-        probing[id] = nil
-        ngx.log(ngx.ERR, "probe of ", id, " not started: ", err)
+    dict():incr("good:" .. id, 1, 0)
+    if first then
+        speed.add(id, model or "", size, first, tokens, decode)
     end
+end
+
+--- Judge who is slow. Called by one worker, now and then.
+-- @param view from peers.view()
+function M.judge(view)
+    local d, now, share = dict(), ngx.now(), view.limits.slow_share
+    for _, verdict in ipairs(speed.judge_all(view)) do
+        local id, pace = verdict.peer.id, verdict.pace
+        local slow = d:get("slow:" .. id)
+        local known = slow and tonumber(slow:match("^%S+"))
+        if pace < share or known and pace < share * LEAVES_SLOW then
+            if not known or math.abs(pace - known) > known / 4 then
+                d:set("slow:" .. id, pace .. " " .. verdict.extra)
+                changed(d)
+            end
+            d:set("judged:" .. id, now, SLOW_MEMORY)
+            if not known then
+                ngx.log(ngx.WARN, "peer ", id, " is slow: ", math.floor(pace * 100), " % of the others' speed")
+                metrics.event("slow", verdict.peer.name)
+            end
+        elseif known then
+            d:delete("judged:" .. id)
+        end
+    end
+    for _, peer in ipairs(view.peers) do
+        local id = peer.id
+        if d:get("slow:" .. id) and not d:get("judged:" .. id) then
+            d:delete("slow:" .. id)
+            changed(d)
+            ngx.log(ngx.WARN, "peer ", id, " is not slow any more, or nothing was measured for long")
+        end
+    end
+end
+
+-- The snapshot
+
+local entries, returning = {}, {}
+local known_version, known_view
+
+local function set_of(text)
+    if not text then
+        return nil
+    end
+    local out = {}
+    for name in text:gmatch("[^\n]+") do
+        out[name] = true
+    end
+    return out
+end
+
+--- Slots that a slow peer may use: in proportion to its pace.
+local function most_of(peer, slow)
+    local pace, extra = (slow or ""):match("^(%S+) (%S+)$")
+    if not pace then
+        return peer.slots, 0
+    end
+    return math.max(1, math.floor(peer.slots * pace)), tonumber(extra)
+end
+
+local function entry_of(d, peer, return_time)
+    local id = peer.id
+    local state = d:get("health:" .. id)
+    local returned = state == UP and return_time > 0 and d:get("returned:" .. id) or nil
+    local most, slow = most_of(peer, d:get("slow:" .. id))
+    return {
+        up = state == UP, down = state == DOWN, resting_until = d:get("resting:" .. id), usable = most, most = most, slow = slow,
+        lacks = set_of(d:get("lacks:" .. id)), cold = set_of(d:get("cold:" .. id)),
+        returned = returned, pace = returned and peer.slots / return_time,
+    }
+end
+
+--- Slots of one that came back: one, and one more each time that a slot's share of return_time passed.
+local function opened(entry, now)
+    return math.max(1, math.min(entry.most, 1 + math.floor((now - entry.returned) * entry.pace)))
+end
+
+--- What is known about all peers.
+-- @return {peer id = {up, down: booleans; resting_until: ngx.now() value or nil; usable: slots that it may use now; slow: 0, or
+--   the seconds that it needs longer than others to the first byte; lacks, cold: sets of models, or nil}}; don't keep it
+function M.snapshot()
+    local d, view = dict(), peers.view()
+    local version = d:get("health_version")
+    if version ~= known_version or view ~= known_view then
+        known_version, known_view, entries, returning = version, view, {}, {}
+        for _, peer in ipairs(view and view.peers or {}) do
+            local entry = entry_of(d, peer, view.limits.return_time)
+            entries[peer.id] = entry
+            if entry.returned then
+                returning[#returning + 1] = entry
+            end
+        end
+    end
+    if returning[1] then
+        local now = ngx.now()
+        for i = #returning, 1, -1 do
+            local entry = returning[i]
+            entry.usable = opened(entry, now)
+            if entry.usable == entry.most then
+                entry.returned = nil
+                table.remove(returning, i)
+            end
+        end
+    end
+    return entries
+end
+
+--- Slots that a peer may use now, by this worker's latest snapshot.
+function M.usable_slots(peer, now)
+    local entry = entries[peer.id] or M.snapshot()[peer.id]
+    if not entry then
+        return peer.slots
+    end
+    return entry.returned and opened(entry, now) or entry.usable
+end
+
+-- The worker that probes
+
+--- Start in this worker; one of the workers holds the lease and probes.
+function M.start()
+    prober.start(M)
 end
 
 --- Probe peers that nobody knows yet now rather than at the next round.
 function M.greet(view)
-    for _, peer in ipairs(view.peers) do
-        if not dict():get("health:" .. peer.id) and not probing[peer.id] then
-            start_probe(peer, view.limits)
-        end
-    end
-end
-
---- Probe who is due. @return seconds until the next one is
-local function round()
-    local view = peers.view()
-    local now, wait = ngx.now(), TICK
-    for _, peer in ipairs(view and view.peers or {}) do
-        local id = peer.id
-        if not probing[id] then
-            if now >= (due[id] or 0) then
-                start_probe(peer, view.limits)
-            end
-            wait = math.min(wait, due[id] - now)
-        end
-    end
-    return math.max(wait, 0.01)
-end
-
-local function tick(premature)
-    local d, pid = dict(), ngx.worker.pid()
-    if premature then
-        if d:get("lease") == pid then
-            d:delete("lease")
-        end
-        return
-    end
-    local wait = TICK
-    if d:get("lease") == pid or d:add("lease", pid, LEASE) then
-        d:set("lease", pid, LEASE)
-        if ngx.now() >= sweep_at then
-            sweep_at = ngx.now() + SWEEP
-            slots.sweep()
-        end
-        local ok, result = pcall(round)
-        if ok then
-            wait = result
-        else
-            ngx.log(ngx.ERR, "probes: ", result)
-        end
-    else
-        due = {}
-    end
-    local ok, err = ngx.timer.at(wait, tick)
-    if not ok then
-        ngx.log(ngx.ERR, "probes stop in this worker: ", err)
-    end
-end
-
---- Start in this worker; one of the workers holds the lease and probes.
-function M.start()
-    assert(ngx.timer.at(0, tick))
+    prober.greet(view, M)
 end
 
 return M

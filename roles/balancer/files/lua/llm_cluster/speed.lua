@@ -1,0 +1,193 @@
+-- Copyright: (c) 2026, llm.cluster contributors
+-- SPDX-License-Identifier: GPL-3.0-or-later
+
+--- How fast a peer answers against the others that serve the same models.
+--
+-- Only like is compared with like, so that a peer that gets the long prompts, or few requests whose beginning it already knows,
+-- isn't slow for that. A sample's group says what it is, and of which model:
+--   first   seconds to a stream's first byte, by size of the prompt that the engine had to read (powers of two)
+--   token   seconds per token after that
+--   whole   seconds to an answer that isn't streamed, by size of the prompt and of the answer
+-- Each worker adds up in its own table and merges that into the peer's record in the shared dict once a second (two that merge in
+-- the same moment lose a second of one of them). A record is an average whose weights fade with age, by 1/e in FADE seconds: at a
+-- steady rate it weighs as many samples as came in FADE seconds.
+--
+-- merge() and judge() are pure.
+
+local cjson = require "cjson.safe"
+
+local M = {}
+
+local DICT = "llm_state"
+local FLUSH = 1              -- seconds
+local FADE = 30              -- seconds
+local ENOUGH = 4.5           -- samples, of a peer and of each one it is compared with: 5 that have faded a little
+local FORGOTTEN = 0.2        -- samples: a group that faded to this is dropped
+local LEAST_LOSS = 0.05      -- seconds per answer: who loses less isn't slow, whatever the ratio
+local NOISE = 2              -- standard errors that the loss must exceed
+local LEAST_EXTRA = 0.1      -- seconds
+local LOG2 = math.log(2)
+
+local batch = {}             -- peer id → group → {samples, sum, sum of squares, sum of weights} since the last flush
+local flush_at = 0
+
+local function class(n)
+    return n and n >= 1 and math.floor(math.log(n) / LOG2) or "?"
+end
+
+local function put(of_peer, group, value, weight)
+    local sums = of_peer[group]
+    if sums then
+        sums[1], sums[2], sums[3], sums[4] = sums[1] + 1, sums[2] + value, sums[3] + value * value, sums[4] + weight
+    else
+        of_peer[group] = { 1, value, value * value, weight }
+    end
+end
+
+--- Take note of one answer. Cheap: no shared memory.
+-- @param id the peer's
+-- @param model string
+-- @param size bytes of the prompt that the engine had to read, or nil
+-- @param first seconds to the first byte
+-- @param tokens number or nil
+-- @param decode seconds from the first byte to the last of a stream; nil: the answer was not streamed
+function M.add(id, model, size, first, tokens, decode)
+    local of_peer = batch[id]
+    if not of_peer then
+        of_peer = {}
+        batch[id] = of_peer
+    end
+    if decode then
+        put(of_peer, "first\t" .. model .. "\t" .. class(size), first, 1)
+        if tokens and tokens > 1 and decode > 0 then
+            put(of_peer, "token\t" .. model, decode / tokens, tokens)
+        end
+    else
+        put(of_peer, "whole\t" .. model .. "\t" .. class(size) .. "\t" .. class(tokens), first, 1)
+    end
+end
+
+--- Fade a record and add a batch to it.
+-- @param record {at = seconds, groups = {group = sums}} or nil
+-- @param added {group = sums}
+-- @return record
+function M.merge(record, added, now)
+    local groups, fade = {}, record and math.exp(-math.max(0, now - record.at) / FADE) or 0
+    for group, sums in pairs(record and record.groups or {}) do
+        if sums[1] * fade > FORGOTTEN then
+            groups[group] = { sums[1] * fade, sums[2] * fade, sums[3] * fade, sums[4] * fade }
+        end
+    end
+    for group, sums in pairs(added) do
+        local old = groups[group]
+        if old then
+            for i = 1, 4 do
+                old[i] = old[i] + sums[i]
+            end
+        else
+            groups[group] = { sums[1], sums[2], sums[3], sums[4] }
+        end
+    end
+    return { at = now, groups = groups }
+end
+
+local function median(list)
+    table.sort(list)
+    local n = #list
+    return n % 2 == 1 and list[(n + 1) / 2] or (list[n / 2] + list[n / 2 + 1]) / 2
+end
+
+--- What the others need for the like: the median of their means, or nil if no other has enough samples.
+local function of_others(others, group)
+    local means = {}
+    for _, record in ipairs(others) do
+        local sums = record.groups[group]
+        if sums and sums[1] >= ENOUGH then
+            means[#means + 1] = sums[2] / sums[1]
+        end
+    end
+    return means[1] and median(means)
+end
+
+--- Compare a peer's record with those of others. The records must have faded to the same moment (merge() with nothing).
+-- @param record of the peer
+-- @param others list of records
+-- @return pace (1: as fast as the others; 0.2: it needs five times as long) and extra (seconds that it loses until the first
+--   byte, 0 unless pace is below 1); or nil if there is too little to say anything
+function M.judge(record, others)
+    local kinds = {}
+    for group, sums in pairs(record.groups) do
+        local theirs = sums[1] >= ENOUGH and of_others(others, group)
+        if theirs then
+            local name = group:match("^%a+")
+            local kind = kinds[name] or { answers = 0, needed = 0, theirs = 0, variance = 0 }
+            kinds[name] = kind
+            local n, weight = sums[1], sums[4] / sums[1]
+            local mean = sums[2] / n
+            kind.answers = kind.answers + n
+            kind.needed = kind.needed + n * weight * mean
+            kind.theirs = kind.theirs + n * weight * theirs
+            kind.variance = kind.variance + n * weight * weight * math.max(0, sums[3] / n - mean * mean)
+        end
+    end
+    if not next(kinds) then
+        return nil
+    end
+    local pace, losses = 1, {}
+    for name, kind in pairs(kinds) do
+        local loss = (kind.needed - kind.theirs) / kind.answers
+        losses[name] = loss
+        if loss > LEAST_LOSS and loss > NOISE * math.sqrt(kind.variance) / kind.answers then
+            pace = math.min(pace, kind.theirs / kind.needed)
+        end
+    end
+    return pace, pace < 1 and math.max(LEAST_EXTRA, losses.first or losses.whole or losses.token) or 0
+end
+
+--- Hand over what this worker has noted, if a second has passed.
+function M.flush()
+    local now = ngx.now()
+    if now < flush_at or not next(batch) then
+        return
+    end
+    flush_at = now + FLUSH
+    local d, added = ngx.shared[DICT], batch
+    batch = {}
+    for id, of_peer in pairs(added) do
+        local key = "speed:" .. id
+        local text = d:get(key)
+        d:set(key, cjson.encode(M.merge(text and cjson.decode(text), of_peer, now)), 4 * FADE)
+    end
+end
+
+--- What was measured at a peer counts no more: it was out.
+function M.forget(id)
+    batch[id] = nil
+    ngx.shared[DICT]:delete("speed:" .. id)
+end
+
+--- Judge every peer that something was measured at.
+-- @param view from peers.view()
+-- @return list of {peer, pace, extra}
+function M.judge_all(view)
+    local d, now, records, out = ngx.shared[DICT], ngx.now(), {}, {}
+    for _, peer in ipairs(view.peers) do
+        local text = d:get("speed:" .. peer.id)
+        records[peer] = text and M.merge(cjson.decode(text), {}, now)
+    end
+    for peer, record in pairs(records) do
+        local others = {}
+        for other, theirs in pairs(records) do
+            if other ~= peer then
+                others[#others + 1] = theirs
+            end
+        end
+        local pace, extra = M.judge(record, others)
+        if pace then
+            out[#out + 1] = { peer = peer, pace = pace, extra = extra }
+        end
+    end
+    return out
+end
+
+return M
