@@ -8,6 +8,7 @@ Pure functions. The balancer has the same rules in routes.lua; tests/fixtures/ro
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,9 +20,25 @@ NUMBERS = ("prompt_chars_over", "prompt_chars_under", "messages_over", "messages
 WHEN_FIELDS = (*PATTERNS, *NUMBERS, "stream")
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}")
-NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
+NUMBER = re.compile(r"-?\d+\.?\d*")
 ORDERS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
-COMPARISON = re.compile(r"(>=|<=|!=|>|<|=)\s*(.*)", re.DOTALL)
+COMPARISON = re.compile(r"\s*([<>!=]+)\s*(.*?)\s*", re.DOTALL)
+MOST_ROUTES = 500
+# The paths of inference, as surface.lua has them, and the engine that alone speaks them.
+PATHS = {
+    "/v1/chat/completions": None,
+    "/v1/completions": None,
+    "/v1/embeddings": None,
+    "/v1/rerank": None,
+    "/v1/responses": None,
+    "/v1/messages": None,
+    "/v1/messages/count_tokens": None,
+    "/api/chat": "ollama",
+    "/api/generate": "ollama",
+    "/api/embed": "ollama",
+    "/api/embeddings": "ollama",
+    "/api/show": "ollama",
+}
 
 Peer = Mapping[str, Any]
 Route = Mapping[str, Any]
@@ -70,7 +87,7 @@ def is_condition(condition: Any) -> bool:
     if not isinstance(condition, (str, int, float)):
         return False
     sign, operand = comparison(condition)
-    return operand != "" and (sign not in ORDERS or as_number(operand) is not None)
+    return operand != "" and (sign in ("=", "!=") or (sign in ORDERS and as_number(operand) is not None))
 
 
 def holds(condition: Any, labels: Mapping[str, Any], name: str) -> bool:
@@ -118,16 +135,24 @@ def patterns_of(value: Any) -> list[str] | None:
     return [value] if isinstance(value, str) else list(value) if value else None
 
 
+def engines_for(route: Route) -> set[str | None]:
+    """Return the engines that speak the paths a route is for, None standing for any; empty if there is no such path."""
+    wanted = patterns_of((route.get("when") or {}).get("path")) or ["*"]
+    return {engine for path, engine in PATHS.items() if any(glob_matches(pattern, path) for pattern in wanted)}
+
+
 def allowed(route: Route, peers: Iterable[Peer], model: str | None = None) -> list[Peer]:
     """Return the peers that a route allows for a model, by default for any of those that the route is for."""
     models = patterns_of(model or route.get("model") or (route.get("when") or {}).get("model"))
     named = route.get("peers")
+    engines = engines_for(route)
     return [
         peer
         for peer in peers
         if (not named or peer["name"] in named or peer["node"] in named)
         and meets(route.get("require"), peer)
         and serves(peer, models)
+        and (None in engines or peer["engine"] in engines)
     ]
 
 
@@ -143,40 +168,42 @@ def problems(routes: Any, peers: Sequence[Peer]) -> list[str]:
     """
     if not isinstance(routes, (list, tuple)):
         return ["routes: must be a list"]
+    if len(routes) > MOST_ROUTES:
+        return [f"routes: there are {len(routes)}, more than {MOST_ROUTES}"]
     found: list[str] = []
     names: list[str] = []
-    for position, route in enumerate(routes):
+    for position, route in enumerate(routes, 1):
         name = route.get("name") if isinstance(route, Mapping) else None
         where = f"routes[{name if isinstance(name, str) and name else position}]"
-        wrong = form_problems(route)
-        if not wrong:
-            wrong = fit_problems(route, peers)
+        wrong = form_problems(route) or fit_problems(route, peers)
         if isinstance(name, str) and names.count(name) == 1:
-            wrong.append(f"the name '{name}' is used twice")
+            wrong.append(f".name: '{name}' is used by two routes")
         names.append(str(name))
-        found += [f"{where}: {problem}" for problem in wrong]
+        found += [where + problem for problem in wrong]
     return found
 
 
 def form_problems(route: Any) -> list[str]:
     """Return what is wrong with a route whatever the peers are."""
     if not isinstance(route, Mapping):
-        return ["must be an object with a name"]
-    found = [f"unknown field '{field}'; there are {', '.join(ROUTE_FIELDS)}" for field in strange(route, ROUTE_FIELDS)]
+        return [": must be an object with a name"]
+    found = [
+        f": unknown field '{field}'; there are {', '.join(ROUTE_FIELDS)}" for field in strange(route, ROUTE_FIELDS)
+    ]
     name = route.get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        found.append(f"name: must be a name of letters, digits and . _ - / : @ +, not {name!r}")
+        found.append(f".name: must be a name of letters, digits and . _ - / : @ +, not {name!r}")
     when = route.get("when")
     if isinstance(when, Mapping):
         found += when_problems(when)
     elif when is not None:
-        found.append("when: must be an object")
+        found.append(".when: must be an object")
     for effect in ("require", "prefer"):
-        found += [f"{effect}{problem}" for problem in condition_problems(route.get(effect))]
+        found += [f".{effect}{problem}" for problem in condition_problems(route.get(effect))]
     if route.get("peers") is not None and not is_texts(route["peers"]):
-        found.append("peers: must be a list of at least one name of a peer or node")
+        found.append(".peers: must be a list of at least one name of a peer or node")
     found += [
-        f"{field}: must be the name of a model"
+        f".{field}: must be the name of a model"
         for field in ("model", "fallback")
         if route.get(field) is not None and not is_text(route[field])
     ]
@@ -201,21 +228,27 @@ def is_texts(value: Any) -> bool:
 def when_problems(when: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the conditions on a request."""
     found = [
-        f"when: unknown field '{field}'; there are {', '.join(WHEN_FIELDS)}" for field in strange(when, WHEN_FIELDS)
+        f".when: unknown field '{field}'; there are {', '.join(WHEN_FIELDS)}" for field in strange(when, WHEN_FIELDS)
     ]
     given = {field: value for field, value in when.items() if value is not None}
     found += [
-        f"when.{field}: must be a text in which * stands for anything, or a list of such"
+        f".when.{field}: must be a text in which * stands for anything, or a list of such"
         for field in PATTERNS
         if field in given and not is_text(given[field]) and not is_texts(given[field])
     ]
     found += [
-        f"when.{field}: must be a number from 0 up"
+        f".when.{field}: must be a number from 0 up"
         for field in NUMBERS
         if field in given and not (is_number(given[field]) and given[field] >= 0)
     ]
     if "stream" in given and not isinstance(given["stream"], bool):
-        found.append("when.stream: must be true or false")
+        found.append(".when.stream: must be true or false")
+    for what in ("prompt_chars", "messages"):
+        over: Any = given.get(what + "_over")
+        under: Any = given.get(what + "_under")
+        # They are counted in whole numbers, and neither bound is part of what it bounds.
+        if is_number(over) and is_number(under) and math.floor(over) + 1 >= under:
+            found.append(f".when: no number is over {over} and under {under} ({what})")
     return found
 
 
@@ -235,15 +268,17 @@ def condition_problems(conditions: Any) -> list[str]:
 def fit_problems(route: Route, peers: Sequence[Peer]) -> list[str]:
     """Return what is wrong with a well-formed route for just these peers."""
     names = {name for peer in peers for name in (peer["name"], peer["node"])}
-    found = [f"peers: there is no peer or node '{name}'" for name in route.get("peers") or [] if name not in names]
+    found = [f".peers: there is no peer or node '{name}'" for name in route.get("peers") or [] if name not in names]
     served = sorted({model for peer in peers for model in peer["models"]})
     found += [
-        f"{field}: no peer serves '{route[field]}' (served: {', '.join(served)})"
+        f".{field}: no peer serves '{route[field]}' (served: {', '.join(served)})"
         for field in ("model", "fallback")
         if route.get(field) and not any(form in served for form in forms(route[field]))
     ]
+    if not engines_for(route):
+        found.append(".when.path: the balancer answers requests for inference on no such path")
     if not found and not allowed(route, peers):
-        found.append("can match no peer: " + why_none(route, peers))
+        found.append(": can match no peer: " + why_none(route, peers))
     return found
 
 
@@ -260,6 +295,8 @@ def why_none(route: Route, peers: Sequence[Peer]) -> str:
             said = f"there is {', '.join(sorted(there))}" if there else "no peer has that label"
             return f"none has {label} {as_words(wanted)} ({said})"
     parts = [f"{label} {as_words(wanted)}" for label, wanted in required.items()]
+    engines = sorted(engine for engine in engines_for(route) if engine) if None not in engines_for(route) else []
+    parts += [f"engine {' or '.join(engines)} for this path"] if engines else []
     parts += [f"a name in peers ({', '.join(route['peers'])})"] if route.get("peers") else []
     return f"none has at once {', '.join([*parts, model] if model else parts)}"
 

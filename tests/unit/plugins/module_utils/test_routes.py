@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def test_routes(case: dict[str, Any]) -> None:
             {"peers": ["gpu2"], "require": {"zone": "a"}, "when": {"model": "phi3"}},
             "none has at once zone a, a name in peers (gpu2), a model named phi3",
         ),
-        ({"model": "qwen3"}, "model: no peer serves 'qwen3' (served: llama3:8b, mistral:7b, phi3:latest)"),
+        ({"model": "qwen3"}, ".model: no peer serves 'qwen3' (served: llama3:8b, mistral:7b, phi3:latest)"),
         ({"whan": {}}, "unknown field 'whan'; there are name, when, require"),
     ],
 )
@@ -67,9 +68,21 @@ def test_a_problem_says_what_there_is(route: dict[str, Any], words: str) -> None
     assert words in problem
 
 
+def test_there_is_an_end_to_routes() -> None:
+    (problem,) = routes.problems([{"name": f"r{number}"} for number in range(501)], PEERS)
+    assert problem == "routes: there are 501, more than 500"
+
+
+def test_paths_are_those_of_the_balancer() -> None:
+    lua = (Path(__file__).parents[4] / "roles/balancer/files/lua/llm_cluster/surface.lua").read_text(encoding="utf-8")
+    lines = re.findall(r'^    \["POST (\S+)"\] = \{ kind = "inference"(.*)\}', lua, re.MULTILINE)
+    engines = {path: re.search(r'engine = "(\w+)"', rest) for path, rest in lines}
+    assert {path: engine and engine.group(1) for path, engine in engines.items()} == routes.PATHS
+
+
 def test_a_name_that_is_used_three_times_is_said_once() -> None:
     found = routes.problems([{"name": "a"}, {"name": "a"}, {"name": "a"}], PEERS)
-    assert found == ["routes[a]: the name 'a' is used twice"]
+    assert found == ["routes[a].name: 'a' is used by two routes"]
 
 
 @pytest.mark.parametrize("given", [None, {"name": "a"}, "llama*"])

@@ -267,7 +267,7 @@ def test_no_balancer(run: Run) -> None:
         (table(keys=[]), "there is no key"),
         (table(peers=[]), "it has no peers"),
         (table(policy="random"), "policy is random"),
-        (table(routes=[{"name": "a", "peers": ["node3"]}]), "routes[a]: peers: there is no peer or node 'node3'"),
+        (table(routes=[{"name": "a", "peers": ["node3"]}]), "routes[a].peers: there is no peer or node 'node3'"),
         (table(keys=[{"name": "a", "sha256": OLD_HASH, "concurrent": 0}]), "key a: concurrent is 0"),
         (table(keys=[{"name": "a", "sha256": OLD_HASH, "requests_per_minute": 1.5}]), "requests_per_minute is 1.5"),
         (table(keys=[{"name": "a", "sha256": OLD_HASH, "models": [""]}]), "key a: models must be"),
