@@ -12,6 +12,7 @@
 -- All of it lies in the shared dict, a few keys for each peer. Their sum, what a request must know, is the snapshot: each worker
 -- makes it anew only when the number `health_version` moved on.
 
+local ejection = require "llm_cluster.ejection"
 local metrics = require "llm_cluster.metrics"
 local peers = require "llm_cluster.peers"
 local prober = require "llm_cluster.prober"
@@ -21,8 +22,6 @@ local M = {}
 
 local DICT = "llm_state"
 local FLAP_MEMORY = 120      -- seconds after a hold-down in which another ejection counts as flapping
-local FAILURE_WINDOW = 30    -- seconds in which failures of requests are added up
-local FAILING_SHARE = 0.1    -- who fails fewer of its requests than this isn't ejected for it: each costs one retry
 local LEAST_REST, MOST_REST = 0.2, 5 -- seconds that a peer's own Retry-After can ask for
 local LEAVES_SLOW = 1.25     -- times slow_share: a peer at the edge doesn't go to and fro
 local SLOW_MEMORY = 120      -- seconds that a slow peer stays one without anything new measured
@@ -104,15 +103,8 @@ local function change(peer, state, why, prepare)
     return before ~= state
 end
 
---- Seconds to stay out. The first time a peer may come back as soon as it answers probes; planned restarts happen under a drain
--- mark and never count.
--- @param flaps ejections within FLAP_MEMORY, with this one
--- @param least seconds, at the first
-local function hold_down(flaps, least, limits)
-    local seconds = flaps > 1 and limits.hold_down * 2 ^ (flaps - 2) or 0
-    return math.min(math.max(seconds, least), math.max(limits.hold_down_max, limits.hold_down))
-end
-
+--- Take a peer out. Planned restarts happen under a drain mark: they are no flapping.
+-- @param least seconds to stay out, or nil
 local function eject(peer, why, least)
     local id, view = peer.id, peers.view()
     local done = change(peer, DOWN, why, function(d, before)
@@ -123,7 +115,7 @@ local function eject(peer, why, least)
             return ""
         end
         local flaps = (d:get("flaps:" .. id) or 0) + 1
-        local hold = hold_down(flaps, least or 0, view.limits)
+        local hold = ejection.hold_down(flaps, least or 0, view.limits)
         d:set("flaps:" .. id, flaps, FLAP_MEMORY + hold)
         if hold == 0 then
             return ""
@@ -226,27 +218,7 @@ function M.is_resting(id)
     return dict():get("resting:" .. id) ~= nil
 end
 
---- Would more than half of the peers of one of its models be out without it? Then failures of requests don't eject it: better
--- some errors than a rush at the few that are left, who may fail for the same reason.
-local function is_needed(d, view, peer)
-    for _, model in ipairs(peer.models) do
-        local list, out = view.by_model[model] or {}, 1
-        for _, other in ipairs(list) do
-            if other.id ~= peer.id and (d:get("health:" .. other.id) == DOWN or peers.is_drained(view, other)) then
-                out = out + 1
-            end
-        end
-        if out * 2 > #list then
-            return true
-        end
-    end
-    return false
-end
-
 --- A request failed there for which the peer is to blame.
---
--- Success doesn't wipe that out, or a peer that fails every second request would stay. But a busy peer that fails one request in
--- a hundred isn't ejected either: nine times as many successes since the first of the failures acquit it.
 local function strike(peer, why)
     local view = peers.view()
     if not view then
@@ -265,16 +237,19 @@ local function strike(peer, why)
         oldest, length = d:rpop(list), length - 1
     end
     local at, good_then = (oldest or ""):match("^(%S+) (%S+)$")
-    if not at or now - at > FAILURE_WINDOW or good - good_then > most / FAILING_SHARE - most then
+    if not at or not ejection.is_failing(most, now - at, good - good_then) then
         return
     end
     -- One such ejection at a time over all workers, or two could together take more than half.
     if not d:add("ejecting", true, 1) then
         return
     end
-    if not is_needed(d, view, peer) then
+    local needed = ejection.is_needed(peer, view.by_model, function(other)
+        return d:get("health:" .. other.id) == DOWN or peers.is_drained(view, other)
+    end)
+    if not needed then
         eject(peer, most .. " requests failed, the last one: " .. why, limits.hold_down)
-    elseif d:add("spared:" .. id, true, FAILURE_WINDOW) then
+    elseif d:add("spared:" .. id, true, ejection.WINDOW) then
         ngx.log(ngx.WARN, "peer ", id, " stays though requests fail there, as too few would be left: ", why)
     end
     d:delete("ejecting")
@@ -370,13 +345,12 @@ local function entry_of(d, peer, return_time)
     return {
         up = state == UP, down = state == DOWN, resting_until = d:get("resting:" .. id), usable = most, most = most, slow = slow,
         lacks = set_of(d:get("lacks:" .. id)), cold = set_of(d:get("cold:" .. id)),
-        returned = returned, pace = returned and peer.slots / return_time,
+        slots = peer.slots, returned = returned, return_time = return_time,
     }
 end
 
---- Slots of one that came back: one, and one more each time that a slot's share of return_time passed.
 local function opened(entry, now)
-    return math.max(1, math.min(entry.most, 1 + math.floor((now - entry.returned) * entry.pace)))
+    return ejection.opened(entry.slots, entry.most, now - entry.returned, entry.return_time)
 end
 
 --- What is known about all peers.

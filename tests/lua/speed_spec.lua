@@ -1,0 +1,122 @@
+-- Copyright: (c) 2026, llm.cluster contributors
+-- SPDX-License-Identifier: GPL-3.0-or-later
+
+local speed = require "llm_cluster.speed"
+
+--- A record of n answers that took a mean time, give or take a spread.
+local function record(n, mean, spread, group, weight)
+    local sums = { n, 0, 0, n * (weight or 1) }
+    for i = 1, n do
+        local value = mean + (spread or 0) * (n > 1 and 2 * (i - 1) / (n - 1) - 1 or 0)
+        sums[2], sums[3] = sums[2] + value, sums[3] + value * value
+    end
+    return { at = 0, groups = { [group or "first\tm\t10"] = sums } }
+end
+
+local function others(n, ...)
+    local out = {}
+    for i = 1, n do
+        out[i] = record(...)
+    end
+    return out
+end
+
+local function near(expected, found)
+    assert.is_true(math.abs(expected - found) < 1e-6, expected .. " is not " .. tostring(found))
+end
+
+describe("speed.judge", function()
+    it("finds who needs five times as long, and what that costs", function()
+        local pace, extra = speed.judge(record(5, 1), others(9, 20, 0.2))
+        near(0.2, pace)
+        near(0.8, extra)
+    end)
+
+    it("compares with the median: one slow peer doesn't hide another", function()
+        local rest = others(5, 20, 0.2)
+        rest[6] = record(20, 10)
+        near(0.2, (speed.judge(record(8, 1), rest)))
+        near(1, (speed.judge(record(8, 0.2), rest)))
+    end)
+
+    it("says nothing without five samples of the peer and of another", function()
+        assert.is_nil(speed.judge(record(4, 1), others(9, 20, 0.2)))
+        assert.is_nil(speed.judge(record(20, 1), others(9, 4, 0.2)))
+        assert.is_nil(speed.judge(record(20, 1), {}))
+        assert.is_nil(speed.judge({ at = 0, groups = {} }, others(9, 20, 0.2)))
+    end)
+
+    it("compares only the like", function()
+        assert.is_nil(speed.judge(record(20, 5, 0, "first\tm\t14"), others(9, 20, 0.2, 0, "first\tm\t8")))
+        assert.is_nil(speed.judge(record(20, 5, 0, "first\tbig\t8"), others(9, 20, 0.2, 0, "first\tsmall\t8")))
+    end)
+
+    it("doesn't take noise or milliseconds for slowness", function()
+        near(1, (speed.judge(record(5, 0.5, 0.45), others(9, 20, 0.24))))
+        near(0.24 / 0.5, (speed.judge(record(60, 0.5, 0.45), others(9, 20, 0.24))))
+        local pace, extra = speed.judge(record(50, 0.01), others(9, 50, 0.001))
+        assert.same({ 1, 0 }, { pace, extra })
+    end)
+
+    it("judges tokens by what an answer loses", function()
+        -- 20 tokens an answer: 0.01 s more for each is 0.2 s.
+        near(0.5, (speed.judge(record(8, 0.02, 0, "token\tm", 20), others(3, 8, 0.01, 0, "token\tm", 20))))
+        near(1, (speed.judge(record(8, 0.002, 0, "token\tm", 20), others(3, 8, 0.001, 0, "token\tm", 20))))
+    end)
+
+    it("takes the worse of first byte and tokens, and its loss from the first byte", function()
+        local peer, other = record(8, 0.3), record(8, 0.2)
+        peer.groups["token\tm"] = record(8, 0.1, 0, "x", 20).groups.x
+        other.groups["token\tm"] = record(8, 0.02, 0, "x", 20).groups.x
+        local pace, extra = speed.judge(peer, { other })
+        near(0.2, pace)
+        near(0.1, extra)
+    end)
+end)
+
+describe("speed.merge", function()
+    it("adds up", function()
+        local merged = speed.merge(nil, { g = { 2, 3, 5, 2 } }, 100)
+        assert.same({ at = 100, groups = { g = { 2, 3, 5, 2 } } }, merged)
+        merged = speed.merge(merged, { g = { 1, 1, 1, 1 }, h = { 1, 2, 4, 1 } }, 100)
+        assert.same({ at = 100, groups = { g = { 3, 4, 6, 3 }, h = { 1, 2, 4, 1 } } }, merged)
+    end)
+
+    it("changes neither of the two", function()
+        local added = { g = { 1, 1, 1, 1 } }
+        local merged = speed.merge(nil, added, 0)
+        speed.merge(merged, added, 0)
+        assert.same({ g = { 1, 1, 1, 1 } }, added)
+        assert.same({ g = { 1, 1, 1, 1 } }, merged.groups)
+    end)
+
+    it("fades with age, keeps the mean, and forgets in the end", function()
+        local merged = speed.merge({ at = 0, groups = { g = { 10, 5, 3, 10 } } }, {}, 30)
+        near(10 / math.exp(1), merged.groups.g[1])
+        near(0.5, merged.groups.g[2] / merged.groups.g[1])
+        assert.same({}, speed.merge(merged, {}, 600).groups)
+    end)
+
+    it("weighs what came in the last half minute at a steady rate", function()
+        local merged
+        for second = 0, 600, 6 do
+            merged = speed.merge(merged, { g = { 1, 0.2, 0.04, 1 } }, second)
+        end
+        assert.is_true(math.abs(merged.groups.g[1] - 5) < 0.6, tostring(merged.groups.g[1]))
+    end)
+
+    it("sees within seconds that a peer became slow", function()
+        local merged, other
+        for second = 1, 120 do
+            merged = speed.merge(merged, { ["whole\tm"] = { 2, 0.4, 0.08, 2 } }, second)
+            other = speed.merge(other, { ["whole\tm"] = { 2, 0.4, 0.08, 2 } }, second)
+        end
+        local after = 0
+        repeat
+            after = after + 1
+            merged = speed.merge(merged, { ["whole\tm"] = { 1, 1, 1, 1 } }, 120 + after)
+            other = speed.merge(other, { ["whole\tm"] = { 2, 0.4, 0.08, 2 } }, 120 + after)
+        until (speed.judge(merged, { other })) < 0.5 or after > 60
+        assert.is_true(after <= 20, after .. " s")
+    end)
+end)
