@@ -4,145 +4,26 @@
 --- The request body: byte ranges of its top-level keys, found without decoding it.
 --
 -- A 30 MB body of `[{},{}…]` stalls a worker for seconds in a JSON decoder, and re-encoding loses digits. So one pass over the
--- bytes finds where each top-level value lies; a rewrite splices bytes. Strings are skipped with memchr.
+-- bytes finds where each top-level value lies; a rewrite splices bytes.
 -- Pure: needs LuaJIT's FFI and cjson (for one short string with escapes), nothing of nginx.
 
 local ffi = require "ffi"
 local cjson = require "cjson.safe"
 
-local byte, find, lower, sub = string.byte, string.find, string.lower, string.sub
+local scanner = require "llm_cluster.scanner"
+local shape = require "llm_cluster.shape"
 
-ffi.cdef [[
-void *memchr(const void *s, int c, size_t n);
-]]
-local C = ffi.C
+local find, lower, sub = string.find, string.lower, string.sub
+local closing_quote, skip_space, skip_value = scanner.closing_quote, scanner.skip_space, scanner.skip_value
+
 local bytes_t = ffi.typeof("const uint8_t *")
 
-local MAX_DEPTH = 200
 local MAX_KEYS = 256
 local MAX_NAME = 256
 
-local QUOTE, BACKSLASH, OPEN_OBJECT, CLOSE_OBJECT, OPEN_ARRAY, COMMA, COLON =
-    34, 92, 123, 125, 91, 44, 58
+local QUOTE, OPEN_OBJECT, CLOSE_OBJECT, COMMA, COLON = 34, 123, 125, 44, 58
 
--- What a byte may be outside a string: 0 never, 1 part of a literal, 2 opens, 3 closes, 4 quote, 5 space, 6 comma or colon.
-local CLASS = ffi.new("uint8_t[256]")
-do
-    local groups = {
-        { 1, "0123456789+-.eEtrufalsn" }, { 2, "{[" }, { 3, "}]" }, { 4, '"' }, { 5, " \t\r\n" }, { 6, ",:" },
-    }
-    for _, group in ipairs(groups) do
-        for i = 1, #group[2] do
-            CLASS[byte(group[2], i)] = group[1]
-        end
-    end
-end
-
-local M = { MAX_DEPTH = MAX_DEPTH }
-
---- First offset at or after i that is not white space.
-local function skip_space(p, i, n)
-    while i < n and CLASS[p[i]] == 5 do
-        i = i + 1
-    end
-    return i
-end
-
---- i is just after the opening quote; returns the offset of the closing one, or nil.
-local function closing_quote(p, i, n)
-    local first = i
-    while i < n do
-        local hit = C.memchr(p + i, QUOTE, n - i)
-        if hit == nil then
-            return nil
-        end
-        local at = tonumber(ffi.cast(bytes_t, hit) - p)
-        local back = at - 1
-        while back >= first and p[back] == BACKSLASH do
-            back = back - 1
-        end
-        if (at - 1 - back) % 2 == 0 then
-            return at
-        end
-        i = at + 1
-        first = i
-    end
-    return nil
-end
-
-local stack = ffi.new("uint8_t[?]", MAX_DEPTH + 1)
-
---- i is at an opening bracket; returns the offset after its partner, or nil and what is wrong.
-local function skip_container(p, i, n)
-    local depth = 0
-    while i < n do
-        local c = p[i]
-        local class = CLASS[c]
-        if class == 4 then
-            i = closing_quote(p, i + 1, n)
-            if not i then
-                return nil, "a string is not closed"
-            end
-        elseif class == 2 then
-            depth = depth + 1
-            if depth >= MAX_DEPTH then
-                return nil, "nested more than " .. MAX_DEPTH .. " levels deep"
-            end
-            stack[depth] = c
-        elseif class == 3 then
-            if stack[depth] ~= c - 2 then -- '{' and '}', '[' and ']' are two apart
-                return nil, "brackets do not match"
-            end
-            depth = depth - 1
-            if depth == 0 then
-                return i + 1
-            end
-        elseif class == 0 then
-            return nil, "unexpected character at byte " .. (i + 1)
-        end
-        i = i + 1
-    end
-    return nil, "a bracket is not closed"
-end
-
---- Is the literal number, true, false or null?
-local function literal_kind(text)
-    if text == "true" or text == "false" then
-        return "boolean"
-    elseif text == "null" then
-        return "null"
-    elseif find(text, "^%-?%d+%.?%d*[eE]?[+-]?%d*$") and tonumber(text) then
-        return "number"
-    end
-    return nil
-end
-
---- Skip one value. Returns the offset after it and its kind, or nil and what is wrong.
-local function skip_value(p, i, n, body)
-    local c = p[i]
-    if c == QUOTE then
-        local close = closing_quote(p, i + 1, n)
-        if not close then
-            return nil, "a string is not closed"
-        end
-        return close + 1, "string"
-    elseif c == OPEN_OBJECT or c == OPEN_ARRAY then
-        local after, err = skip_container(p, i, n)
-        if not after then
-            return nil, err
-        end
-        return after, c == OPEN_OBJECT and "object" or "array"
-    end
-    local first = i
-    while i < n and CLASS[p[i]] == 1 and i - first < 400 do
-        i = i + 1
-    end
-    local kind = literal_kind(sub(body, first + 1, i))
-    if not kind then
-        return nil, "a value is expected at byte " .. (first + 1)
-    end
-    return i, kind
-end
+local M = { MAX_DEPTH = scanner.MAX_DEPTH, shape = shape.of }
 
 --- Scan a JSON object.
 -- @param body string
@@ -283,6 +164,14 @@ function M.parse(body, opts)
         request.stream = sub(body, stream.first, stream.last) == "true"
     end
     return request
+end
+
+--- The text of an optional short string at the top level.
+-- @return string; or nil if it is absent, empty, too long, no string or has control characters
+function M.text(request, key)
+    local field = request.fields[key]
+    local text = field and string_value(request.body, field, key)
+    return text ~= "" and text or nil
 end
 
 --- The body with this model in it, as a list of strings to send one after the other.

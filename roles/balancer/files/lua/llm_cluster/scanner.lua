@@ -1,0 +1,143 @@
+-- Copyright: (c) 2026, llm.cluster contributors
+-- SPDX-License-Identifier: GPL-3.0-or-later
+
+--- Steps over JSON in memory: strings, containers, values, without decoding them. Pure.
+--
+-- Offsets count from 0; a range is [first, end). Strings are skipped with memchr. Nothing here reads at or beyond the end it is
+-- given, whatever the bytes are.
+
+local ffi = require "ffi"
+
+local byte, find, sub = string.byte, string.find, string.sub
+
+ffi.cdef [[
+void *memchr(const void *s, int c, size_t n);
+]]
+local C = ffi.C
+local bytes_t = ffi.typeof("const uint8_t *")
+
+local MAX_DEPTH = 200
+
+local QUOTE, BACKSLASH, OPEN_OBJECT, OPEN_ARRAY = 34, 92, 123, 91
+
+-- What a byte may be outside a string: 0 never, 1 part of a literal, 2 opens, 3 closes, 4 quote, 5 space, 6 comma or colon.
+local CLASS = ffi.new("uint8_t[256]")
+do
+    local groups = {
+        { 1, "0123456789+-.eEtrufalsn" }, { 2, "{[" }, { 3, "}]" }, { 4, '"' }, { 5, " \t\r\n" }, { 6, ",:" },
+    }
+    for _, group in ipairs(groups) do
+        for i = 1, #group[2] do
+            CLASS[byte(group[2], i)] = group[1]
+        end
+    end
+end
+
+local M = { MAX_DEPTH = MAX_DEPTH, CLASS = CLASS }
+
+--- First offset at or after i that is not white space.
+function M.skip_space(p, i, n)
+    while i < n and CLASS[p[i]] == 5 do
+        i = i + 1
+    end
+    return i
+end
+
+--- i is just after the opening quote; returns the offset of the closing one, or nil.
+local function closing_quote(p, i, n)
+    local first = i
+    while i < n do
+        local hit = C.memchr(p + i, QUOTE, n - i)
+        if hit == nil then
+            return nil
+        end
+        local at = tonumber(ffi.cast(bytes_t, hit) - p)
+        local back = at - 1
+        while back >= first and p[back] == BACKSLASH do
+            back = back - 1
+        end
+        if (at - 1 - back) % 2 == 0 then
+            return at
+        end
+        i = at + 1
+        first = i
+    end
+    return nil
+end
+M.closing_quote = closing_quote
+
+local stack = ffi.new("uint8_t[?]", MAX_DEPTH + 1)
+
+--- i is at an opening bracket; returns the offset after its partner, or nil and what is wrong.
+local function skip_container(p, i, n)
+    local depth = 0
+    while i < n do
+        local c = p[i]
+        local class = CLASS[c]
+        if class == 4 then
+            i = closing_quote(p, i + 1, n)
+            if not i then
+                return nil, "a string is not closed"
+            end
+        elseif class == 2 then
+            depth = depth + 1
+            if depth >= MAX_DEPTH then
+                return nil, "nested more than " .. MAX_DEPTH .. " levels deep"
+            end
+            stack[depth] = c
+        elseif class == 3 then
+            if stack[depth] ~= c - 2 then -- '{' and '}', '[' and ']' are two apart
+                return nil, "brackets do not match"
+            end
+            depth = depth - 1
+            if depth == 0 then
+                return i + 1
+            end
+        elseif class == 0 then
+            return nil, "unexpected character at byte " .. (i + 1)
+        end
+        i = i + 1
+    end
+    return nil, "a bracket is not closed"
+end
+
+--- Is the literal number, true, false or null?
+local function literal_kind(text)
+    if text == "true" or text == "false" then
+        return "boolean"
+    elseif text == "null" then
+        return "null"
+    elseif find(text, "^%-?%d+%.?%d*[eE]?[+-]?%d*$") and tonumber(text) then
+        return "number"
+    end
+    return nil
+end
+
+--- Skip one value. Returns the offset after it and its kind, or nil and what is wrong.
+function M.skip_value(p, i, n, body)
+    local c = p[i]
+    if c == QUOTE then
+        local close = closing_quote(p, i + 1, n)
+        if not close then
+            return nil, "a string is not closed"
+        end
+        return close + 1, "string"
+    elseif c == OPEN_OBJECT or c == OPEN_ARRAY then
+        local after, err = skip_container(p, i, n)
+        if not after then
+            return nil, err
+        end
+        return after, c == OPEN_OBJECT and "object" or "array"
+    end
+    local first = i
+    while i < n and CLASS[p[i]] == 1 and i - first < 400 do
+        i = i + 1
+    end
+    local kind = literal_kind(sub(body, first + 1, i))
+    if not kind then
+        return nil, "a value is expected at byte " .. (first + 1)
+    end
+    return i, kind
+end
+
+return M
