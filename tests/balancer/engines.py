@@ -52,6 +52,7 @@ class Engine:
     models: list[str] = field(default_factory=lambda: ["m"])
     keep_alive: bool = True
     drop_reused: bool = False  # closes a connection instead of answering a second request on it
+    stubborn: bool = False  # goes on working for a client that left, as llama.cpp does but for a stream's tokens
     deaf: bool = False  # accepts connections and reads nothing, as a stopped process
     port: int = 0
     address: str = "127.0.0.1"
@@ -176,6 +177,8 @@ class Engine:
                 return False
             status = 503 if self.health == "loading" else 200
             self._json(sock, {"status": "ok", "version": "0.33.0"}, status=status)
+        elif path == "/slots" and self.kind == "llama_cpp":
+            self._json(sock, [{"id": i, "is_processing": True} for i in range(self.running)])
         elif path == "/api/tags":
             models = [{"name": m, "model": m, "digest": f"d-{m}", "size": 1, "from": self.name} for m in self.models]
             self._json(sock, {"models": models})
@@ -188,6 +191,9 @@ class Engine:
     def _wait(self, sock: socket.socket, seconds: float) -> None:
         """Sleep, but notice when the other side closes."""
         end = time.monotonic() + seconds
+        if self.stubborn:
+            time.sleep(seconds)
+            return
         while (left := end - time.monotonic()) > 0:
             sock.settimeout(min(left, 0.05))
             try:

@@ -3,10 +3,14 @@
 
 local placement = require "llm_cluster.placement"
 
+local PEER = { slots = true, weight = true, backup = true }
+local WANT = { avoid = true, preferred = true, depth = true }
+
+--- A peer and its state: busy, up, drained, resting, slow, cold, lacks; avoid, preferred, depth say what the request makes of it.
 local function candidate(id, fields)
-    local out = { peer = { id = id, slots = 4, weight = 1, backup = false }, busy = 0, up = true, drained = false }
+    local out = { peer = { id = id, slots = 4, weight = 1, backup = false }, busy = 0, up = true }
     for key, value in pairs(fields or {}) do
-        if out.peer[key] ~= nil then
+        if PEER[key] then
             out.peer[key] = value
         else
             out[key] = value
@@ -15,9 +19,42 @@ local function candidate(id, fields)
     return out
 end
 
+--- The three things that placement wants: peers, request, fleet.
+local function scene(list, fields)
+    fields = fields or {}
+    local peers, want = {}, { model = "m", since = 100 - (fields.waited or 0), slotless = fields.slotless }
+    local fleet = { now = 100, policy = fields.policy or "affinity", health = {}, drained = {} }
+    local busy = {}
+    for i, c in ipairs(list) do
+        local id = c.peer.id
+        peers[i] = c.peer
+        busy[id] = c.busy
+        fleet.health[id] = {
+            up = c.up, resting_until = c.resting and 101 or nil, slow = c.slow or 0, cold = c.cold and { m = true } or nil,
+            lacks = c.lacks and { m = true } or nil,
+        }
+        fleet.drained[id] = c.drained
+        for name in pairs(WANT) do
+            if c[name] then
+                local where = name == "depth" and "holders" or name
+                want[where] = want[where] or {}
+                want[where][id] = c[name]
+            end
+        end
+    end
+    fleet.busy = function(id) return busy[id] end
+    fleet.usable = function(peer) return peer.slots end
+    return peers, want, fleet
+end
+
+local function choose(list, clock, fields)
+    local peers, want, fleet = scene(list, fields)
+    return placement.choose(peers, want, fleet, clock or placement.clock())
+end
+
 local function chosen(...)
-    local got, why = placement.choose({ ... }, placement.clock())
-    return got and got.peer.id or why
+    local got, why = choose({ ... })
+    return got and got.id or why
 end
 
 describe("placement.choose", function()
@@ -55,14 +92,50 @@ describe("placement.choose", function()
     end)
 
     it("ignores slots when none is taken", function()
-        assert.equal("a", placement.choose({ candidate("a", { busy = 9 }) }, placement.clock(), true).peer.id)
+        assert.equal("a", choose({ candidate("a", { busy = 9 }) }, nil, { slotless = true }).id)
+    end)
+
+    it("takes the peer that holds most of the prefix, however busy", function()
+        local list = { candidate("a"), candidate("b", { busy = 3, depth = 2 }), candidate("c", { busy = 2, depth = 5 }) }
+        assert.equal("c", choose(list).id)
+        assert.equal("a", choose(list, nil, { policy = "least_busy" }).id)
+        assert.equal("a", choose(list, nil, { policy = "weighted_round_robin" }).id)
+        assert.equal("b", chosen(list[1], list[2], candidate("c", { busy = 4, depth = 5 })))
+    end)
+
+    it("ranks what the route prefers above what holds a prefix, and both above nothing", function()
+        assert.equal("b", chosen(candidate("a", { depth = 9 }), candidate("b", { preferred = true, busy = 3 })))
+        assert.equal("a", chosen(candidate("a", { depth = 9 }), candidate("b", { preferred = true, busy = 4 })))
+        assert.equal("b", chosen(candidate("a", { cold = true }), candidate("b", { busy = 3 })))
+    end)
+
+    it("passes over a peer that lacks the model", function()
+        assert.equal("b", chosen(candidate("a", { lacks = true }), candidate("b", { busy = 3 })))
+        assert.equal("out", chosen(candidate("a", { lacks = true })))
+    end)
+
+    it("takes a slow peer only after a wait as long as the loss there", function()
+        local slow, full = candidate("slow", { slow = 2 }), candidate("full", { busy = 4 })
+        assert.equal("busy", chosen(slow, full))
+        assert.equal("slow", choose({ slow, full }, nil, { waited = 2 }).id)
+        assert.equal("b", choose({ slow, candidate("b", { busy = 3 }) }, nil, { waited = 9 }).id)
+    end)
+
+    it("takes turns by weight alone when told to", function()
+        local clock, counts = placement.clock(), { a = 0, b = 0 }
+        local list = { candidate("a", { busy = 3 }), candidate("b", { weight = 3 }) }
+        for _ = 1, 400 do
+            local id = choose(list, clock, { policy = "weighted_round_robin" }).id
+            counts[id] = counts[id] + 1
+        end
+        assert.same({ a = 100, b = 300 }, counts)
     end)
 
     it("gives idle peers turns in proportion", function()
         local clock, counts = placement.clock(), {}
         local list = { candidate("a", { slots = 4 }), candidate("b", { slots = 2 }), candidate("c", { slots = 1, weight = 3 }) }
         for _ = 1, 900 do
-            local id = placement.choose(list, clock).peer.id
+            local id = choose(list, clock).id
             counts[id] = (counts[id] or 0) + 1
         end
         assert.same({ a = 400, b = 200, c = 300 }, counts)
@@ -72,11 +145,11 @@ describe("placement.choose", function()
         local clock = placement.clock()
         local old, new = candidate("old"), candidate("new")
         for _ = 1, 1000 do
-            placement.choose({ old }, clock)
+            choose({ old }, clock)
         end
         local counts = { old = 0, new = 0 }
         for _ = 1, 100 do
-            local id = placement.choose({ old, new }, clock).peer.id
+            local id = choose({ old, new }, clock).id
             counts[id] = counts[id] + 1
         end
         assert.is_true(counts.new <= 52 and counts.new >= 48)
@@ -95,25 +168,79 @@ describe("placement.choose", function()
                     backup = math.random() < 0.3,
                 })
             end
-            local primary = false
+            local primary, by_id = false, {}
             for _, c in ipairs(list) do
+                by_id[c.peer.id] = c
                 primary = primary or c.up and not c.drained and not c.avoid and not c.peer.backup
             end
             local function allowed(c)
                 return c.up and not c.drained and not c.avoid and not c.resting and c.busy < c.peer.slots
                     and not (primary and c.peer.backup)
             end
-            local got = placement.choose(list, placement.clock())
+            local got = choose(list, nil, { policy = "least_busy" })
             for _, c in ipairs(list) do
                 if allowed(c) then
                     assert.is_table(got)
                     local function load(x) return x.busy / (x.peer.slots * x.peer.weight) end
-                    assert.is_true(load(got) <= load(c))
+                    assert.is_true(load(by_id[got.id]) <= load(c))
                 end
             end
             if got then
-                assert.is_true(allowed(got))
+                assert.is_true(allowed(by_id[got.id]))
             end
         end
+    end)
+end)
+
+describe("placement.pick", function()
+    local peer = { id = "p", slots = 4, weight = 1 }
+
+    local function waiting(...)
+        local out = {}
+        for i, fields in ipairs { ... } do
+            out[i] = { model = "m", since = 100 - (fields.waited or 0), holders = fields.depth and { p = fields.depth } or nil,
+                preferred = fields.preferred and { p = true } or nil }
+        end
+        return out
+    end
+
+    local function pick(list, policy)
+        return placement.pick(peer, list, { now = 100, policy = policy or "affinity", health = { p = { up = true } } }, 2)
+    end
+
+    it("takes the oldest when nothing tells them apart", function()
+        assert.equal(1, pick(waiting({ waited = 1 }, {}, {})))
+        assert.equal(1, pick(waiting({ waited = 1, depth = 3 }, { depth = 3 })))
+    end)
+
+    it("takes the one with the longest prefix there", function()
+        assert.equal(3, pick(waiting({ waited = 1 }, { depth = 2 }, { depth = 7 })))
+        assert.equal(1, pick(waiting({ waited = 1 }, { depth = 2 }), "least_busy"))
+    end)
+
+    it("takes one whose route prefers the peer first", function()
+        assert.equal(2, pick(waiting({ depth = 8 }, { preferred = true })))
+    end)
+
+    it("lets nobody starve", function()
+        assert.equal(1, pick(waiting({ waited = 2.1 }, { depth = 9 })))
+        assert.equal(2, pick(waiting({ waited = 1.9 }, { depth = 9 })))
+    end)
+end)
+
+describe("placement.may_take", function()
+    it("keeps backups, failed, resting and drained peers out", function()
+        local function may(list, fields)
+            local peers, want, fleet = scene(list, fields)
+            return placement.may_take(peers[1], peers, want, fleet) and true or false
+        end
+        assert.is_true(may { candidate("a", { busy = 4 }) })
+        assert.is_false(may { candidate("a", { drained = true }) })
+        assert.is_false(may { candidate("a", { resting = true }) })
+        assert.is_false(may { candidate("a", { avoid = true }) })
+        assert.is_false(may { candidate("a", { slow = 1 }) })
+        assert.is_true(may({ candidate("a", { slow = 1 }) }, { waited = 1 }))
+        assert.is_false(may { candidate("a", { backup = true }), candidate("b", { busy = 4 }) })
+        assert.is_true(may { candidate("a", { backup = true }), candidate("b", { up = false }) })
     end)
 end)

@@ -3,26 +3,31 @@
 
 --- Start-up: every module is loaded in the master, so that a worker that respawns never reads files half replaced.
 
+local attempt = require "llm_cluster.attempt"
 local health = require "llm_cluster.health"
+local history = require "llm_cluster.history"
+local lifetime = require "llm_cluster.lifetime"
 local peers = require "llm_cluster.peers"
 local slots = require "llm_cluster.slots"
 require "llm_cluster.admin"
 require "llm_cluster.proxy"
-require "ngx.semaphore"
+require "llm_cluster.status"
 
 local M = {}
 
 --- init_by_lua
--- @param options {state_dir = path, peer_header = boolean}
+-- @param options {state_dir = path, peer_header = boolean, shutdown_timeout = seconds}
 function M.init(options)
     peers.init(options.state_dir)
-    require("llm_cluster.proxy").peer_header = options.peer_header
+    attempt.peer_header = options.peer_header
+    lifetime.init(options.shutdown_timeout)
 end
 
 --- init_worker_by_lua
 function M.init_worker()
     slots.register()
     health.start()
+    history.start()
 end
 
 return M

@@ -1,58 +1,107 @@
 -- Copyright: (c) 2026, llm.cluster contributors
 -- SPDX-License-Identifier: GPL-3.0-or-later
 
---- Which free peer takes a request: the least busy one relative to its slots and weight. Pure.
+--- Who goes where: which free peer takes a request, and which waiting request takes a free slot. Pure.
 --
--- Peers that are equally busy take turns in proportion to slots × weight: each pick moves a peer's tag on by 1/capacity, and the
--- lowest tag goes first. The clock holds newcomers back from taking everything until they have caught up.
+-- Peers that are equally good take turns in proportion to slots × weight: each pick moves a peer's tag on by 1/capacity, and the
+-- lowest tag goes first (start-time fair queueing, Goyal, Vin and Cheng 1996). The clock holds newcomers back from taking
+-- everything until they have caught up.
+--
+-- A peer that is slow at present is a last resort: a request takes it once it has waited as long as it would lose there (the
+-- break-even rule of ski rental: at most twice the best possible in hindsight).
+--
+-- A request ("want") is {model, avoid = {peer id = true} or nil: peers that failed it, preferred = {peer id = true} or nil: by
+-- its route, holders = {peer id = depth} or nil: who holds how much of its prefix, since = seconds, slotless = boolean}. The
+-- fleet is {now = seconds, policy, health = {peer id = {up, resting_until, lacks, cold, slow}}, drained = {peer id = true}, busy
+-- = function(id) → slots in use, usable = function(peer, now) → slots that it may use now}.
 
 local M = {}
+
+local max = math.max
 
 --- A clock for choose(); one per worker.
 function M.clock()
     return { now = 0, tags = {} }
 end
 
---- Usable now or later: neither out nor drained.
-local function in_rotation(candidate)
-    return candidate.up and not candidate.drained
+--- Can the peer serve the request, now or later: neither out nor drained, and it has the model?
+local function in_rotation(peer, want, fleet)
+    local health = fleet.health[peer.id]
+    return health and health.up and not fleet.drained[peer.id] and not (health.lacks and health.lacks[want.model])
 end
 
---- Choose among candidates.
--- @param candidates list of {peer = {id, slots, weight, backup}, busy = n, up, drained, resting, avoid: booleans}; resting: it
---   said it is busy; avoid: it already failed this very request
+local function avoids(want, peer)
+    return want.avoid and want.avoid[peer.id]
+end
+
+--- Is one that is no backup in rotation? Busy is not out: as long as there is, backups take nothing.
+local function has_primary(peers, want, fleet)
+    for i = 1, #peers do
+        local peer = peers[i]
+        if not peer.backup and not avoids(want, peer) and in_rotation(peer, want, fleet) then
+            return true
+        end
+    end
+    return false
+end
+
+--- Would it take this request now, if it has a free slot?
+local function is_open(peer, want, fleet)
+    local health = fleet.health[peer.id]
+    return not (health.resting_until and health.resting_until > fleet.now)
+        and not ((health.slow or 0) > 0 and fleet.now - want.since < health.slow)
+end
+
+--- How good the peer is for the request before load counts: higher is better.
+local function tier(peer, want, fleet)
+    local health = fleet.health[peer.id]
+    return ((health.slow or 0) > 0 and 0 or 4) + (want.preferred and want.preferred[peer.id] and 2 or 0)
+        + (health.cold and health.cold[want.model] and 0 or 1)
+end
+
+--- Choose a peer with a free slot.
+-- @param peers list of {id, slots, weight, backup}: those that may take the request
 -- @param clock from clock(), changed by a pick
--- @param ignore_slots boolean: the request takes no slot
--- @return the chosen candidate; or nil and "busy" (wait), "avoided" (only peers that failed this request are left) or "out" (no
---   peer is in rotation)
-function M.choose(candidates, clock, ignore_slots)
+-- @return the peer; or nil and "busy" (wait), "avoided" (only peers that failed this request are left) or "out" (no peer is in
+--   rotation)
+function M.choose(peers, want, fleet, clock)
     local primary, any, avoided = false, false, false
-    for _, candidate in ipairs(candidates) do
-        if in_rotation(candidate) then
-            if candidate.avoid then
+    for i = 1, #peers do
+        local peer = peers[i]
+        if in_rotation(peer, want, fleet) then
+            if avoids(want, peer) then
                 avoided = true
             else
                 any = true
-                primary = primary or not candidate.peer.backup
+                primary = primary or not peer.backup
             end
         end
     end
     if not any then
         return nil, avoided and "avoided" or "out"
     end
-    local best, best_load, best_tag
-    for _, candidate in ipairs(candidates) do
-        local peer = candidate.peer
-        if in_rotation(candidate) and not candidate.avoid and not candidate.resting
-            and (ignore_slots or candidate.busy < peer.slots)
-            -- Busy is not out: while one primary is in rotation, backups take nothing.
-            and not (primary and peer.backup)
+    local by_prefix = fleet.policy == "affinity" and want.holders
+    local by_load = fleet.policy ~= "weighted_round_robin"
+    local best, best_tier, best_depth, best_load, best_tag
+    for i = 1, #peers do
+        local peer = peers[i]
+        if in_rotation(peer, want, fleet) and not avoids(want, peer) and not (primary and peer.backup)
+            and is_open(peer, want, fleet)
         then
-            local capacity = peer.slots * peer.weight
-            local load = candidate.busy / capacity
-            local tag = math.max(clock.tags[peer.id] or 0, clock.now)
-            if not best or load < best_load or (load == best_load and tag < best_tag) then
-                best, best_load, best_tag = candidate, load, tag
+            local id = peer.id
+            local busy = fleet.busy(id)
+            if want.slotless or busy < fleet.usable(peer, fleet.now) then
+                local level, depth = tier(peer, want, fleet), by_prefix and by_prefix[id] or 0
+                local load = by_load and busy / (peer.slots * peer.weight) or 0
+                local tag = max(clock.tags[id] or 0, clock.now)
+                local better = not best or level > best_tier
+                if not better and level == best_tier then
+                    better = depth > best_depth
+                        or depth == best_depth and (load < best_load or load == best_load and tag < best_tag)
+                end
+                if better then
+                    best, best_tier, best_depth, best_load, best_tag = peer, level, depth, load, tag
+                end
             end
         end
     end
@@ -60,7 +109,36 @@ function M.choose(candidates, clock, ignore_slots)
         return nil, "busy"
     end
     clock.now = best_tag
-    clock.tags[best.peer.id] = best_tag + 1 / (best.peer.slots * best.peer.weight)
+    clock.tags[best.id] = best_tag + 1 / (best.slots * best.weight)
+    return best
+end
+
+--- May this request take a slot of this peer now?
+-- @param peers list: all peers that may take the request
+function M.may_take(peer, peers, want, fleet)
+    return in_rotation(peer, want, fleet) and not avoids(want, peer) and is_open(peer, want, fleet)
+        and not (peer.backup and has_primary(peers, want, fleet))
+end
+
+--- Choose which waiting request takes a slot of a peer: the oldest, unless one of the others fits the peer better and the oldest
+-- has not waited too long yet.
+-- @param peer the peer with the free slot
+-- @param waiting list of requests that may take it, oldest first, not empty
+-- @param most_wait seconds after which the oldest goes first whatever the others have
+-- @return position in the list
+function M.pick(peer, waiting, fleet, most_wait)
+    if #waiting == 1 or fleet.now - waiting[1].since > most_wait then
+        return 1
+    end
+    local best, best_tier, best_depth
+    for i = 1, #waiting do
+        local want = waiting[i]
+        local level = tier(peer, want, fleet)
+        local depth = fleet.policy == "affinity" and want.holders and want.holders[peer.id] or 0
+        if not best or level > best_tier or level == best_tier and depth > best_depth then
+            best, best_tier, best_depth = i, level, depth
+        end
+    end
     return best
 end
 

@@ -2,42 +2,39 @@
 -- SPDX-License-Identifier: GPL-3.0-or-later
 
 --- The life of one request, from top to bottom:
--- authenticate → parse → claim a slot → exchange with the peer → stream back → release → record.
+-- authenticate → parse → route → claim a slot → exchange with the peer → stream back → release → record.
 --
 -- Nothing is sent to the client before a whole answer, or a stream's first whole event, is in hand: until then a request that
--- lost its node is placed again.
+-- lost its node goes back to the queue, with its old ticket, and is placed again.
 
+local attempt = require "llm_cluster.attempt"
+local body = require "llm_cluster.body"
+local budget = require "llm_cluster.budget"
+local ending = require "llm_cluster.ending"
 local errors = require "llm_cluster.errors"
-local events = require "llm_cluster.events"
-local exchange = require "llm_cluster.exchange"
 local health = require "llm_cluster.health"
 local keys = require "llm_cluster.keys"
+local lifetime = require "llm_cluster.lifetime"
+local limits = require "llm_cluster.limits"
 local lists = require "llm_cluster.lists"
+local metrics = require "llm_cluster.metrics"
 local peers = require "llm_cluster.peers"
-local placement = require "llm_cluster.placement"
+local prefix = require "llm_cluster.prefix"
 local proc = require "llm_cluster.proc"
+local queue = require "llm_cluster.queue"
 local request = require "llm_cluster.request"
+local routes = require "llm_cluster.routes"
 local slots = require "llm_cluster.slots"
+local stream = require "llm_cluster.stream"
 local surface = require "llm_cluster.surface"
+local usage = require "llm_cluster.usage"
 
-local M = { peer_header = true }
+local M = {}
 
 local MAX_FAILURES = 2       -- peers that may hold a failing request
 local CLIENT_LEFT = 499
-local LOOK = 0.25            -- seconds between two looks at the client's connection
-local AFTER_END = 1          -- seconds that a peer may take to end an answer whose end marker was seen
 local AGAIN = 0.2            -- seconds before the only peer of a model is tried again
-local RETRY_AFTER = 2        -- seconds, told to clients when there was no slot
-
-local FORWARDED = { -- request headers that a peer gets, by nginx variable
-    { "Accept", "http_accept" }, { "User-Agent", "http_user_agent" }, { "OpenAI-Beta", "http_openai_beta" },
-    { "Anthropic-Version", "http_anthropic_version" }, { "Anthropic-Beta", "http_anthropic_beta" },
-}
-local RETURNED = { -- response headers that a client gets
-    "content-type", "content-encoding", "retry-after", "openai-processing-ms", "openai-version",
-}
-
-local clock = placement.clock()
+local RETRY_AFTER = 2        -- seconds, told to clients when no node was there
 
 local function send_json(status, text)
     ngx.status = status
@@ -55,9 +52,14 @@ local function client_left()
     ngx.exit(CLIENT_LEFT)
 end
 
-local function release(ctx)
-    slots.release(ctx.claim)
-    ctx.claim = nil
+--- The request needs its slot no longer.
+-- @param may_go_on boolean: the engine may still be at work on it
+local function release(ctx, may_go_on)
+    local claim = ctx.claim
+    if claim then
+        ctx.claim = nil
+        ending.finish(claim, may_go_on)
+    end
 end
 
 -- Authenticate
@@ -66,8 +68,11 @@ end
 local function authenticate(ctx, view)
     local var = ngx.var
     local presented = keys.presented(var.http_authorization, ctx.api == "messages" and var.http_x_api_key or nil)
-    ctx.key = keys.name_of(view.table.keys, presented)
-    if ctx.key or not view.table.require_key then
+    local key = keys.find(view, presented)
+    if key then
+        ctx.key, ctx.key_entry = key.name, key
+        return limits.enter(key, ctx)
+    elseif not view.table.require_key then
         return true
     end
     local message = presented and "This API key is not known here."
@@ -77,415 +82,345 @@ end
 
 -- Parse
 
-local function too_large(most)
-    return errors.new(413, "request_too_large", "The body is larger than " .. most .. " bytes.", { should_retry = false })
-end
-
 --- The body as one string. @return string, or nil and an error
 local function read_body(view)
     if ngx.req.http_version() >= 2 and not ngx.var.http_content_length then
         return nil, errors.new(411, "length_required", "Over HTTP/2 a Content-Length is needed.")
     end
-    ngx.req.read_body()
-    local text = ngx.req.get_body_data()
-    if not text then
-        local name = ngx.req.get_body_file()
-        local file = name and io.open(name, "rb")
-        if file then
-            text = file:read("*a")
-            file:close()
-        end
+    local text = body.read()
+    local most = view.limits.max_body_bytes
+    if #text > most then
+        return nil, errors.new(413, "request_too_large", "The body is larger than " .. most .. " bytes.",
+            { should_retry = false })
     end
-    if text and #text > view.limits.max_body_bytes then
-        return nil, too_large(view.limits.max_body_bytes)
-    end
-    return text or ""
+    return text
 end
 
-local function unknown_model(view, asked)
-    local known = #view.models > 0 and table.concat(view.models, ", ") or "none"
+local function unknown_model(view, asked, key)
+    local names = lists.names(view, key)
+    local known = #names > 0 and table.concat(names, ", ") or "none"
     return errors.new(404, "model_not_found", "There is no model '" .. asked .. "'. Known models: " .. known .. ".",
         { param = "model" })
 end
 
---- Read the request, settle its model. @return true, or nil and an error
-local function parse(ctx, view, route)
-    local body, err = read_body(view)
-    if not body then
+--- Settle what goes to the peer: the body, with this model in it if it is not the one that the client wrote.
+local function set_pieces(ctx, model)
+    local pieces, length = request.pieces(ctx.parsed, model), 0
+    for i = 1, #pieces do
+        length = length + #pieces[i]
+    end
+    ctx.pieces, ctx.length, ctx.forwarded = pieces, length, nil
+end
+
+--- Read the request. @return true, or nil and an error
+local function parse(ctx, view)
+    local text, err = read_body(view)
+    if not text then
         return nil, err
     end
-    local parsed, words, param = request.parse(body, route)
+    local parsed, words, param = request.parse(text, ctx.surface)
     if not parsed then
         return nil, errors.new(400, "invalid_request", words, { param = param })
     end
-    ctx.stream = parsed.stream
-    local asked = parsed.model or view.default_model
-    if not asked then
+    ctx.parsed, ctx.stream = parsed, parsed.stream
+    ctx.asked = parsed.model or view.default_model
+    if not ctx.asked then
         return nil, errors.new(400, "model_required", "Say which 'model' is wanted.", { param = "model" })
     end
-    ctx.asked = asked
-    if not peers.resolve_model(view.by_model, asked) then
-        return nil, unknown_model(view, asked)
+    return true
+end
+
+-- Route
+
+--- Find the route, settle the model. @return true, or nil and an error
+local function route(ctx, view)
+    local asked, rule = ctx.asked, nil
+    if #view.routes > 0 then
+        local needs = routes.needs(view.routes)
+        local shape = (needs.messages or needs.prompt_chars) and request.shape(ctx.parsed, ctx.surface.path) or nil
+        rule = routes.match(view.routes, {
+            model = asked, path = ctx.surface.path, stream = ctx.stream, key = ctx.key,
+            messages = shape and shape.messages, prompt_chars = shape and shape.prompt_chars,
+        })
     end
-    ctx.pieces = request.pieces(parsed, not parsed.model and asked or nil)
-    ctx.length = 0
-    for _, piece in ipairs(ctx.pieces) do
-        ctx.length = ctx.length + #piece
+    local rewritten = rule and rule.model
+    ctx.rule, ctx.model = rule, peers.resolve_model(view.by_model, rewritten or asked)
+    if not ctx.model then
+        return nil, unknown_model(view, asked, ctx.key_entry)
     end
+    if ctx.key_entry then
+        local ok, err = limits.allows(ctx.key_entry, asked)
+        if not ok then
+            return nil, err
+        end
+    end
+    set_pieces(ctx, rewritten or not ctx.parsed.model and asked or nil)
+    return true
+end
+
+--- The route's other model, if the request's own has no peer in rotation. @return boolean
+local function fall_back(ctx, view)
+    local name = not ctx.fell_back and ctx.rule and ctx.rule.fallback
+    local model = name and peers.resolve_model(view.by_model, name)
+    if not model then
+        return false
+    end
+    ctx.fell_back, ctx.rule, ctx.model, ctx.want.model = true, nil, model, model
+    set_pieces(ctx, name)
     return true
 end
 
 -- Claim a slot
 
---- Peers that may take the request, as placement wants them. @return list, or nil if the model is gone
-local function candidates(ctx, view)
-    local name = peers.resolve_model(view.by_model, ctx.asked)
-    if not name then
-        return nil
-    end
-    local out = {}
-    for _, peer in ipairs(view.by_model[name]) do
-        if not ctx.route.engine or peer.engine == ctx.route.engine then
-            local id = peer.id
-            out[#out + 1] = {
-                peer = peer, busy = slots.busy(id), up = health.is_up(id), drained = peers.is_drained(view, peer),
-                resting = health.is_resting(id), avoid = ctx.avoid[id],
-            }
-        end
-    end
-    return out
-end
-
---- Sleep, and leave if the client did.
-local function pause(ctx, seconds)
-    ngx.sleep(seconds)
-    local now = ngx.now()
-    if now - ctx.looked >= LOOK then
-        ctx.looked = now
-        if proc.client_left() then
-            client_left()
-        end
-    end
-end
-
---- Wait for a slot until ctx.deadline. Sets ctx.claim.
--- @return peer; or nil and "gone", "avoided", "busy" or "out"
-local function place(ctx)
-    local delay = 0.005
-    while true do
-        local list = candidates(ctx, peers.view())
-        if not list then
-            return nil, "gone"
-        end
-        local chosen, why = placement.choose(list, clock, ctx.route.slotless)
-        if chosen then
-            local peer = chosen.peer
-            ctx.claim = ctx.route.slotless and { id = peer.id, peer = peer, slotless = true } or slots.claim(peer)
-            if ctx.claim then
-                return peer
-            end
-        elseif why == "avoided" then
-            return nil, why
-        end
-        if ngx.now() >= ctx.deadline then
-            return nil, why or "busy"
-        end
-        pause(ctx, delay)
-        delay = math.min(delay * 1.5, 0.025)
-    end
-end
-
--- Exchange
-
-local function head_for(ctx, peer)
-    local lines = {
-        "POST " .. ctx.route.path .. " HTTP/1.1", "Host: " .. peer.host .. ":" .. peer.port, "Content-Type: application/json",
-        "Content-Length: " .. ctx.length, "X-Request-Id: " .. ctx.id,
-    }
-    for _, header in ipairs(FORWARDED) do
-        local value = ngx.var[header[2]]
-        if value and value ~= "" then
-            lines[#lines + 1] = header[1] .. ": " .. value
-        end
-    end
-    lines[#lines + 1] = "\r\n"
-    return table.concat(lines, "\r\n")
-end
-
---- Connect, send, read the head. A pooled connection that fails before any byte is no failure: once more on a fresh one.
--- @return connection and head; or nil, an error word and details
-local function call(ctx, peer, limits, watch)
-    local head_text = head_for(ctx, peer)
-    local fresh = false
-    while true do
-        local connection, err, detail = exchange.connect(peer, limits.connect_timeout, fresh)
-        if not connection then
-            return nil, err, detail
-        end
-        ctx.first_byte_by = ngx.now() + limits.first_byte_timeout
-        local ok, head
-        ok, err = connection:send(head_text, ctx.pieces, watch)
-        if ok then
-            head, err, detail = connection:read_head(ctx.first_byte_by, watch)
-            if head then
-                return connection, head
-            end
-        end
-        connection:close()
-        if err ~= "closed" or not connection.reused or connection.received then
-            return nil, err, detail
-        end
-        fresh = true
-    end
-end
-
-local function set_headers(ctx, peer, head)
-    local header = ngx.header
-    ngx.status = head.status
-    for _, name in ipairs(RETURNED) do
-        header[name] = head.headers[name]
-    end
-    if M.peer_header then
-        header["X-LLM-Peer"] = peer.name
-    end
-    ctx.ttfb = ngx.now() - ctx.start
-end
-
---- Send what is buffered; leave if the client did.
-local function flush(connection)
-    local ok = ngx.flush(true)
-    if not ok then
-        connection:close()
-        client_left()
-    end
-end
-
--- Stream back
-
---- Bytes until the first whole event. @return text; or nil, an error word and details
-local function first_event(ctx, connection, splitter, limits, watch)
-    local text = ""
-    while not splitter.real do
-        local idle = math.max(0, ctx.first_byte_by - ngx.now())
-        local piece, err, detail = connection:read_body(math.min(idle, limits.first_byte_timeout), watch)
-        if not piece then
-            if not err then
-                text = text .. splitter:finish()
-                if splitter.real then
-                    return text
-                end
-            end
-            return nil, err or "closed", detail or "its stream was empty"
-        end
-        local whole
-        whole, err = splitter:feed(piece)
-        if not whole then
-            return nil, "garbage", err
-        end
-        text = text .. whole
-    end
-    return text
-end
-
---- Words for a stream that ended before its end.
-local function broken(peer, err, detail, limits)
-    if err == "timeout" then
-        return errors.new(504, "stream_idle", "Node " .. peer.node .. " sent nothing for " .. limits.stream_idle_timeout
-            .. " s; the answer is incomplete.")
-    end
-    return errors.new(502, "stream_broken", "Node " .. peer.node .. " broke off; the answer is incomplete"
-        .. (detail and " (" .. detail .. ")." or "."))
-end
-
---- Pass a stream on, whole events only. Ends the request.
-local function relay(ctx, peer, connection, head, splitter, text, limits)
-    set_headers(ctx, peer, head)
-    ngx.header["Cache-Control"] = "no-cache"
-    ngx.header["X-Accel-Buffering"] = "no"
-    local function watch()
-        return proc.client_left() and "client_left" or nil
-    end
-    local failed, detail
-    while text do
-        if text ~= "" then
-            ngx.print(text)
-            flush(connection)
-        end
-        local idle = splitter.complete and AFTER_END or limits.stream_idle_timeout
-        local piece, err
-        piece, err, detail = connection:read_body(idle, watch)
-        if piece then
-            text, detail = splitter:feed(piece)
-            failed = not text and "garbage" or nil
-        else
-            failed, text = err, nil
-        end
-    end
-    if failed == "client_left" then
-        connection:close()
-        return client_left()
-    end
-    if not failed then
-        local rest = splitter:finish()
-        if rest ~= "" then
-            ngx.print(rest)
-        end
-    end
-    connection:finish()
-    release(ctx)
-    if splitter.complete then
+--- Note who holds how much of the request's prefix.
+local function look_up_prefix(ctx, view)
+    if view.table.policy ~= "affinity" or ctx.surface.slotless then
         return
     end
-    -- A clean end without the end marker is a broken one too.
-    local err = broken(peer, failed or "closed", detail, limits)
-    ctx.error = err.code
-    ngx.print(errors.event(err, ctx.api))
-    ngx.flush(true)
-    ngx.exit(ngx.ERROR) -- no proper end: nobody takes this for a whole answer
+    ctx.pin = prefix.pin(ctx.parsed, ngx.var.http_x_llm_session)
+    ctx.prefix = prefix.keys(ctx.parsed, ctx.model)
+    ctx.want.holders = prefix.holders(ctx.prefix, ctx.pin)
 end
 
---- Hand a whole answer on.
-local function send_answer(ctx, answer)
-    set_headers(ctx, answer.peer, answer.head)
-    ngx.header["Content-Length"] = #answer.body
-    if answer.head.status >= 500 then
-        ngx.header["x-should-retry"] = "false"
-        ctx.error = "peer_" .. answer.head.status
+--- Remember that the peer will hold the prefix now.
+local function remember_prefix(ctx, peer, view)
+    if ctx.prefix then
+        local holders = ctx.want.holders
+        ctx.affinity = holders and (holders[peer.id] and "hit" or "miss") or nil
+        prefix.remember(ctx.prefix, ctx.pin, peer, holders and holders[peer.id] or 0, view.limits.affinity_ttl)
     end
-    ngx.print(answer.body)
 end
 
-local function stream_kind(head)
-    local content_type = (head.headers["content-type"] or ""):lower()
-    if head.status ~= 200 then
-        return nil
-    elseif content_type:find("text/event-stream", 1, true) then
-        return "sse"
-    elseif content_type:find("application/x-ndjson", 1, true) then
-        return "ndjson"
+--- Why a waiting request should stop waiting, or nil.
+local function waiting_watch()
+    return proc.client_left() and "client_left" or lifetime.is_over() and "shutdown" or nil
+end
+
+--- The slot is ours: say so.
+local function claimed(ctx, peer)
+    if not ctx.surface.slotless then
+        ctx.claim = slots.hold(peer, ctx)
+    end
+    return peer
+end
+
+local function find_peer(list, id)
+    for i = 1, #list do
+        if list[i].id == id then
+            return list[i]
+        end
     end
     return nil
 end
 
---- One try with one peer.
--- @return {kind = "streamed" | "answer" (head, body) | an error word, detail}
-local function try(ctx, peer, limits)
-    local function watch()
-        if proc.client_left() then
-            return "client_left"
+--- Get a slot: a free one at once, else wait for one until ctx.deadline. Sets ctx.claim.
+-- @return peer; or nil and "gone" (the model), "avoided" (only peers that failed the request are left), "full" (and seconds),
+--   "busy" or "out" (at the deadline), "client_left" or "shutdown"
+local function place(ctx)
+    local want, set, waiter = ctx.want, nil, nil
+    while true do
+        local view = peers.view()
+        local current = routes.peers(view, ctx.rule, ctx.model, ctx.surface.engine)
+        if waiter and (not current or current.key ~= set.key) then
+            queue.leave(waiter)
+            waiter = nil
         end
-        return health.is_down(peer.id) and "ejected" or nil
-    end
-    local connection, head, detail = call(ctx, peer, limits, watch)
-    if not connection then
-        return { kind = head, detail = detail }
-    end
-    local kind = stream_kind(head)
-    local body, err
-    if kind then
-        local splitter = events.new(kind, ctx.route.marker, limits.max_answer_bytes)
-        body, err, detail = first_event(ctx, connection, splitter, limits, watch)
-        if body then
-            relay(ctx, peer, connection, head, splitter, body, limits)
-            return { kind = "streamed" }
+        if not current then
+            return nil, "gone"
         end
+        set, want.preferred = current, current.preferred
+        local peer, why, detail
+        if not waiter then
+            peer, why = queue.try(set, want)
+            if peer then
+                return claimed(ctx, peer)
+            elseif why == "avoided" then
+                return nil, why
+            end
+            if why ~= "out" or not fall_back(ctx, view) then
+                waiter, why, detail = queue.join(ctx.ticket, set, want, ctx.length, ctx.queued)
+                if not waiter then
+                    return nil, why, detail
+                end
+                ctx.waiter, ctx.queued = waiter, true
+            end
+        end
+        if waiter then
+            local id
+            id, why = queue.wait(waiter, ctx.deadline, waiting_watch)
+            if id then
+                return claimed(ctx, find_peer(set.peers, id))
+            elseif why == "deadline" then
+                peer, why = queue.try(set, want)
+                if peer then
+                    return claimed(ctx, peer)
+                end
+                return nil, why
+            elseif why ~= "changed" then
+                return nil, why
+            end
+        end
+    end
+end
+
+--- Why no peer took it, as an error.
+local function no_peer(ctx, why, retry_after)
+    local waited = string.format("%.0f", ngx.now() - ctx.start)
+    if why == "gone" then
+        return unknown_model(peers.view(), ctx.asked, ctx.key_entry)
+    elseif why == "full" then
+        metrics.event("queue_full")
+        return errors.new(503, "queue_full", "Too many requests wait already.", { retry_after = retry_after })
+    elseif why == "shutdown" then
+        return errors.new(503, "shutting_down", "The balancer is being restarted.", { retry_after = RETRY_AFTER })
+    elseif why == "out" then
+        return errors.new(503, "no_node_available", "No node that serves '" .. ctx.asked .. "' was available for " .. waited
+            .. " s.", { retry_after = RETRY_AFTER })
+    end
+    metrics.event("queue_timeout")
+    return errors.new(503, "queue_timeout", "All nodes that serve '" .. ctx.asked .. "' were busy for " .. waited .. " s.",
+        { retry_after = queue.retry_after() })
+end
+
+-- Exchange
+
+-- Outcomes after which the engine may still be at work on the request.
+local MAY_GO_ON = { client_left = true, timeout = true, ejected = true, silent = true, shutdown = true }
+
+--- The peer held the request and did not answer it well.
+-- @param why words
+-- @param answer its answer of 5xx, or nil
+local function note_failure(ctx, peer, why, answer)
+    ctx.failures = ctx.failures + 1
+    ctx.failed_answer = answer
+    ctx.want.avoid[peer.id] = true
+    ctx.blames = ctx.blames or {}
+    table.insert(ctx.blames, { peer = peer, why = why })
+end
+
+--- Learn from an outcome that is not for the client.
+-- @return boolean: try again
+local function judge(ctx, peer, outcome, view)
+    local kind = outcome.kind
+    if kind == "refused" then -- it is dead, and certainly did not see the request
+        health.refused(peer)
+        return true
+    elseif kind == "unreachable" then
+        health.failed(peer, "could not be reached: " .. (outcome.detail or "time-out"), view.limits)
+        ctx.want.avoid[peer.id] = true
+        return true
+    elseif kind == "ejected" then
+        ctx.want.avoid[peer.id] = true
+        return true
+    elseif kind == "answer" and (outcome.head.status == 503 or outcome.head.status == 429) then
+        health.busy(peer, tonumber(outcome.head.headers["retry-after"]))
+        return true
+    end
+    local why = kind == "answer" and "answered " .. outcome.head.status or outcome.detail or "broke off without an answer"
+    note_failure(ctx, peer, why, kind == "answer" and outcome or nil)
+    if kind == "garbage" then
+        health.garbage(peer, why)
+    end
+    -- A connection that broke means a dead peer more often than not: that is no part of the budget.
+    return ctx.failures < MAX_FAILURES and (kind == "closed" or budget.spend())
+end
+
+--- Is the answer one for the client, whatever it says? 501: the engine does not have this at all.
+local function is_final(outcome)
+    local status = outcome.kind == "answer" and outcome.head.status
+    return status and (status < 500 and status ~= 429 or status == 501)
+end
+
+--- It worked here: so those that failed it before are to blame.
+local function blame_the_others(ctx)
+    for _, blame in ipairs(ctx.blames or {}) do
+        health.blame(blame.peer, blame.why, ctx.model)
+    end
+end
+
+--- Finish with an outcome that ends the request. @return true if it did
+local function conclude(ctx, peer, outcome)
+    local kind = outcome.kind
+    if kind == "streamed" then
+        blame_the_others(ctx)
+    elseif kind == "broken" then
+        ctx.error = outcome.error.code
+        stream.abort(outcome.error, ctx.api)
+    elseif kind == "client_left" then
+        client_left()
+    elseif kind == "shutdown" then
+        fail(ctx, no_peer(ctx, kind))
+    elseif kind == "timeout" then
+        fail(ctx, errors.new(504, "first_byte_timeout", "Node " .. peer.node .. " sent nothing for "
+            .. peers.view().limits.first_byte_timeout .. " s.", { should_retry = false }))
+    elseif is_final(outcome) then
+        if outcome.head.status < 300 then
+            blame_the_others(ctx)
+            ctx.usage = usage.find(outcome.body)
+            health.measured(peer, ngx.now() - ctx.sent, ctx.usage and ctx.usage.completion or 0, ngx.now() - ctx.sent)
+        end
+        attempt.send(ctx, outcome)
     else
-        body, err, detail = connection:read_all(limits.max_answer_bytes, limits.stream_idle_timeout, watch)
-        if body then
-            connection:finish()
-            return { kind = "answer", peer = peer, head = head, body = body }
-        end
+        return false
     end
-    connection:close()
-    return { kind = err == "timeout" and "silent" or err, detail = detail }
+    return true
+end
+
+--- Sleep, and leave if the client did.
+local function pause(seconds)
+    ngx.sleep(seconds)
+    if proc.client_left() then
+        client_left()
+    end
 end
 
 -- The whole of an inference request
 
---- Why no peer took it, as an error.
-local function no_peer(ctx, why)
-    local waited = string.format("%.0f", ngx.now() - ctx.start)
-    if why == "gone" then
-        return unknown_model(peers.view(), ctx.asked)
-    elseif why == "busy" then
-        return errors.new(503, "queue_timeout", "All nodes that serve '" .. ctx.asked .. "' were busy for " .. waited .. " s.",
-            { retry_after = RETRY_AFTER })
+local function infer(ctx, view)
+    local ok, err = parse(ctx, view)
+    if ok then
+        ok, err = route(ctx, view)
     end
-    return errors.new(503, "no_node_available", "No node that serves '" .. ctx.asked .. "' was available for " .. waited .. " s.",
-        { retry_after = RETRY_AFTER })
-end
-
---- Does this outcome count against the request's two failures? Takes note of what it says about the peer.
--- @return true if the answer is for the client; else false
-local function judge(ctx, peer, outcome, limits)
-    local kind = outcome.kind
-    if kind == "refused" then
-        health.refused(peer)
-    elseif kind == "unreachable" then
-        health.failed(peer, "could not be reached: " .. (outcome.detail or "time-out"), limits)
-        ctx.avoid[peer.id] = true
-    elseif kind == "ejected" then
-        ctx.avoid[peer.id] = true
-    elseif kind == "answer" then
-        local status = outcome.head.status
-        if status == 503 or status == 429 then
-            health.busy(peer, tonumber(outcome.head.headers["retry-after"]))
-        elseif status >= 200 and status < 300 or status >= 400 and status < 500 or status == 501 then
-            return true
-        else
-            ctx.failures = ctx.failures + 1
-            ctx.failed_answer = outcome
-            ctx.avoid[peer.id] = true
-        end
-    else -- closed, silent, garbage: it held the request and did not answer it
-        ctx.failures = ctx.failures + 1
-        ctx.failed_answer = nil
-        ctx.avoid[peer.id] = true
-    end
-    return false
-end
-
-local function infer(ctx, view, route)
-    local ok, err = parse(ctx, view, route)
     if not ok then
         return fail(ctx, err)
     end
+    ctx.want = { model = ctx.model, since = ctx.start, slotless = ctx.surface.slotless, avoid = {} }
     ctx.deadline = ngx.now() + view.limits.queue_timeout
+    look_up_prefix(ctx, view)
+    budget.earn(view.limits.retry_budget)
     while true do
-        local peer, why = place(ctx)
+        local peer, why, retry_after = place(ctx)
         if peer then
             ctx.attempts = ctx.attempts + 1
             ctx.peer = peer.name
-            local limits = view.limits
-            local outcome = try(ctx, peer, limits)
-            release(ctx)
-            if outcome.kind == "streamed" then
+            ctx.waited = ctx.waited or ngx.now() - ctx.start
+            view = peers.view()
+            remember_prefix(ctx, peer, view)
+            local outcome = attempt.run(ctx, peer, view.limits)
+            release(ctx, MAY_GO_ON[outcome.kind] and not ctx.relaying)
+            if conclude(ctx, peer, outcome) then
                 return
-            elseif outcome.kind == "client_left" then
-                return client_left()
-            elseif outcome.kind == "timeout" then
-                return fail(ctx, errors.new(504, "first_byte_timeout", "Node " .. peer.node .. " sent nothing for "
-                    .. limits.first_byte_timeout .. " s.", { should_retry = false }))
-            elseif judge(ctx, peer, outcome, limits) then
-                return send_answer(ctx, outcome)
             end
             ngx.log(ngx.WARN, "request ", ctx.id, ": peer ", peer.name, ": ", outcome.kind, " ",
                 outcome.detail or outcome.head and outcome.head.status or "")
-            if ctx.failures >= MAX_FAILURES then
+            if not judge(ctx, peer, outcome, view) then
                 break
             end
+            metrics.event("retry", outcome.kind == "answer" and tostring(outcome.head.status) or outcome.kind)
         elseif why == "avoided" and not ctx.failed_answer and ngx.now() < ctx.deadline then
             -- The only peers left have failed this request already, without an answer: they may be back.
-            pause(ctx, AGAIN)
-            ctx.avoid = {}
+            pause(AGAIN)
+            ctx.want.avoid = {}
         elseif why == "avoided" then
             break
+        elseif why == "client_left" then
+            return client_left()
         else
-            return fail(ctx, no_peer(ctx, why))
+            return fail(ctx, no_peer(ctx, why, retry_after))
         end
     end
     if ctx.failed_answer then
-        return send_answer(ctx, ctx.failed_answer)
+        return attempt.send(ctx, ctx.failed_answer)
     end
     return fail(ctx, errors.new(502, "all_tries_failed", "The nodes that were given this request broke off without an answer.",
         { should_retry = false }))
@@ -503,24 +438,24 @@ end
 
 local KINDS = { inference = infer }
 
-function KINDS.models(_, view)
-    return send_json(200, lists.models(view))
+function KINDS.models(ctx, view)
+    return send_json(200, lists.models(view, ctx.key_entry))
 end
 
 function KINDS.model(ctx, view, _, name)
-    local body = lists.model(view, name)
-    if not body then
-        return fail(ctx, unknown_model(view, name))
+    local text = lists.model(view, name, ctx.key_entry)
+    if not text then
+        return fail(ctx, unknown_model(view, name, ctx.key_entry))
     end
-    return send_json(200, body)
+    return send_json(200, text)
 end
 
-function KINDS.tags(ctx, view, route)
-    local body, err = lists.merged(view, route.path)
-    if not body then
+function KINDS.tags(ctx, view, entry)
+    local text, err = lists.merged(view, entry.path, ctx.key_entry)
+    if not text then
         return fail(ctx, err)
     end
-    return send_json(200, body)
+    return send_json(200, text)
 end
 KINDS.ps = KINDS.tags
 
@@ -529,31 +464,30 @@ function KINDS.health(_, view)
 end
 
 function KINDS.version(ctx, view)
-    local body, err = lists.version(view)
-    if not body then
+    local text, err = lists.version(view)
+    if not text then
         return fail(ctx, err)
     end
-    return send_json(200, body)
+    return send_json(200, text)
 end
 
 --- content_by_lua: serve one request.
 function M.run()
     local path = ngx.var.uri
     local ctx = {
-        start = ngx.now(), looked = ngx.now(), id = request_id(), api = surface.api_of(path), attempts = 0, failures = 0,
-        avoid = {},
+        start = ngx.now(), id = request_id(), api = surface.api_of(path), attempts = 0, failures = 0, ticket = queue.ticket(),
     }
     ngx.ctx.llm = ctx
     ngx.header["X-Request-Id"] = ctx.id
     ngx.on_abort(client_left)
     local view = peers.view()
     local method = ngx.req.get_method()
-    local route, name = surface.find(method, path)
-    if not route or route.engine and not (view and view.engines[route.engine]) then
+    local entry, name = surface.find(method, path)
+    if not entry or entry.engine and not (view and view.engines[entry.engine]) then
         return fail(ctx, errors.new(404, "not_found", "There is nothing here for " .. method .. " " .. path .. "."))
     end
-    if route.open then
-        return KINDS[route.kind](ctx, view)
+    if entry.open then
+        return KINDS[entry.kind](ctx, view)
     end
     if not view then
         return fail(ctx, errors.new(503, "no_routing", "The balancer has not been given a routing table yet.",
@@ -563,12 +497,13 @@ function M.run()
     if not ok then
         return fail(ctx, err)
     end
-    ctx.route = route
-    return KINDS[route.kind](ctx, view, route, name)
+    ctx.surface = entry
+    return KINDS[entry.kind](ctx, view, entry, name)
 end
 
 local NGINX_ERRORS = {
     ["400"] = { 400, "bad_request", "The request is not valid HTTP." },
+    ["403"] = { 403, "forbidden", "This address is not among those that may see this page." },
     ["413"] = { 413, "request_too_large", "The body is too large." },
     ["414"] = { 414, "bad_request", "The request line is too long." },
     ["494"] = { 400, "headers_too_large", "The headers are too large." },
@@ -588,7 +523,12 @@ function M.log()
     if not ctx then
         return
     end
-    release(ctx)
+    if ctx.waiter then
+        queue.leave(ctx.waiter)
+    end
+    release(ctx, not ctx.relaying)
+    limits.leave(ctx)
+    metrics.observe(ctx)
     local var = ngx.var
     var.llm_id = ctx.id
     var.llm_key = ctx.key or ""

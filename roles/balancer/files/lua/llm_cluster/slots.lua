@@ -3,9 +3,9 @@
 
 --- Slots in use, over all workers.
 --
--- Each worker writes only its own counters, as absolute numbers: what it holds now. So nothing can drift, and a worker that died
--- takes its claims with it once its pid is swept. Free means: the sum over living workers is below the peer's slots. A claim
--- writes first and sums after, so two workers never overcommit; at worst both step back and try again.
+-- Each claim is counted under the pid of the worker that serves the request, so nothing derived can drift: what a worker that
+-- died held goes with its keys, which all start with its pid. In use means: the sum over living workers. A claim counts first
+-- and sums after, so two workers never overcommit; at worst both step back and the request waits.
 
 local ffi = require "ffi"
 local proc = require "llm_cluster.proc"
@@ -19,19 +19,20 @@ local M = {}
 local DICT = "llm_slots"
 local MAX_WORKERS = 256
 
-local held = {} -- peer id → slots that this worker holds
 local pids, pids_version = {}, nil
+local names = {} -- pid → peer id → key of its count
 
 local function dict()
     return ngx.shared[DICT]
 end
 
 --- Pids of the workers that count, refreshed when one came or went.
-local function workers()
+-- @return list
+function M.workers()
     local d = dict()
     local version = d:get("version")
     if version ~= pids_version then
-        pids = {}
+        pids, names = {}, {}
         for i = 1, d:get("highest") or 0 do
             pids[#pids + 1] = d:get("worker:" .. i)
         end
@@ -58,20 +59,22 @@ function M.register()
 end
 
 --- Is the worker alive, and still the process it was?
-local function alive(d, pid)
+function M.alive(pid)
     if ffi.C.kill(pid, 0) ~= 0 and ffi.errno() == 3 then -- ESRCH
         return false
     end
-    local then_, now = d:get("started:" .. pid), proc.start_time(pid)
+    local then_, now = dict():get("started:" .. pid), proc.start_time(pid)
     return not then_ or then_ == "" or not now or then_ == now
 end
 
---- Forget workers that are gone, and what they held.
+--- Forget workers that are gone, and everything that is counted under their pids.
+-- @return true if there was one
 function M.sweep()
-    local d = dict()
+    local d, found = dict(), false
     for i = 1, d:get("highest") or 0 do
         local pid = d:get("worker:" .. i)
-        if pid and not alive(d, pid) then
+        if pid and not M.alive(pid) then
+            found = true
             d:delete("worker:" .. i)
             d:delete("started:" .. pid)
             d:incr("version", 1, 0)
@@ -83,62 +86,133 @@ function M.sweep()
             end
         end
     end
+    return found
 end
 
---- Slots in use on a peer.
+local function name_of(pid, id)
+    local of_pid = names[pid]
+    if not of_pid then
+        of_pid = {}
+        names[pid] = of_pid
+    end
+    local name = of_pid[id]
+    if not name then
+        name = pid .. ":b:" .. id
+        of_pid[id] = name
+    end
+    return name
+end
+
+--- Slots in use on a peer, with those that are ending.
 function M.busy(id)
     local d, sum = dict(), 0
-    for _, pid in ipairs(workers()) do
-        sum = sum + (d:get(pid .. ":" .. id) or 0)
+    local list = M.workers()
+    for i = 1, #list do
+        sum = sum + (d:get(name_of(list[i], id)) or 0)
     end
     return sum
 end
 
-local function write(id, count)
-    held[id] = count > 0 and count or nil
-    local d, key = dict(), ngx.worker.pid() .. ":" .. id
-    if count == 0 then
-        d:delete(key)
-        return true
+--- Take one slot of a peer for a request of the given worker.
+-- @param id the peer's
+-- @param most slots that may be in use with this one
+-- @param pid of the worker that serves the request
+-- @return boolean
+function M.take(id, most, pid)
+    local d = dict()
+    local name = name_of(pid, id)
+    local count, err = d:incr(name, 1, 0)
+    if not count then
+        ngx.log(ngx.ERR, "slots: ", err)
+        return false
     end
-    return d:safe_set(key, count)
+    if M.busy(id) > most then
+        d:incr(name, -1)
+        return false
+    end
+    return true
 end
 
---- Take one slot of a peer.
--- @return claim to give to release(), or nil if none is free
-function M.claim(peer)
-    local id = peer.id
-    local count = (held[id] or 0) + 1
-    local ok, err = write(id, count)
-    if not ok then
-        write(id, count - 1)
-        ngx.log(ngx.ERR, "slots: ", err)
-        return nil
-    end
-    if M.busy(id) > peer.slots then
-        write(id, count - 1)
-        return nil
-    end
-    return { id = id, peer = peer }
+--- Give back what take() took.
+function M.put_back(id, pid)
+    dict():incr(name_of(pid, id), -1)
+end
+
+local serial = 0
+
+--- What holds a slot from now on; GET /state and a drain's time-out name it.
+-- @param peer its peer
+-- @param request {id, model, key = name or nil}
+-- @return claim to give to release()
+function M.hold(peer, request)
+    serial = serial + 1
+    local pid = ngx.worker.pid()
+    local claim = { id = peer.id, peer = peer, pid = pid, note = pid .. ":f:" .. serial }
+    claim.text = peer.id .. "\n" .. request.id .. "\n" .. (request.model or "") .. "\n" .. (request.key or "") .. "\n"
+        .. ngx.now()
+    dict():safe_set(claim.note, claim.text)
+    return claim
 end
 
 --- Give a slot back; once is enough, more does no harm.
 function M.release(claim)
     if claim and not claim.released then
         claim.released = true
-        if not claim.slotless then
-            write(claim.id, (held[claim.id] or 1) - 1)
+        local d = dict()
+        if claim.ending then
+            d:incr(claim.pid .. ":e:" .. claim.id, -1)
+        end
+        d:delete(claim.note)
+        d:incr(name_of(claim.pid, claim.id), -1)
+    end
+end
+
+--- The request is over here, but the engine may go on: the slot stays in use until release().
+function M.mark_ending(claim)
+    claim.ending = true
+    local d = dict()
+    d:incr(claim.pid .. ":e:" .. claim.id, 1, 0)
+    d:safe_set(claim.note, claim.text .. "\nending")
+end
+
+--- Slots on a peer that only wait for the engine to end.
+function M.ending(id)
+    local d, sum = dict(), 0
+    for _, pid in ipairs(M.workers()) do
+        sum = sum + (d:get(pid .. ":e:" .. id) or 0)
+    end
+    return sum
+end
+
+--- What holds slots, by peer.
+-- @return {peer id = list of {id = request id, model, key = name or nil, since = seconds since the epoch, ending = boolean}}
+function M.in_flight()
+    local d, out = dict(), {}
+    for _, name in ipairs(d:get_keys(0)) do
+        local text = name:find("^%d+:f:%d+$") and d:get(name)
+        if text then
+            local id, request, model, key, since, ending = text:match("^(.-)\n(.-)\n(.-)\n(.-)\n([%d.]+)\n?(.*)$")
+            if id then
+                out[id] = out[id] or {}
+                table.insert(out[id], {
+                    id = request, model = model, key = key ~= "" and key or nil, since = tonumber(since), ending = ending ~= "",
+                })
+            end
         end
     end
+    for _, list in pairs(out) do
+        table.sort(list, function(a, b) return a.since < b.since end)
+    end
+    return out
 end
 
 --- What each worker holds, for GET /state: list of {pid, held}.
 function M.by_worker(ids)
     local d, out = dict(), {}
-    for i, pid in ipairs(workers()) do
+    for i, pid in ipairs(M.workers()) do
         local sum = 0
         for _, id in ipairs(ids) do
-            sum = sum + (d:get(pid .. ":" .. id) or 0)
+            sum = sum + (d:get(pid .. ":b:" .. id) or 0)
         end
         out[i] = { pid = pid, held = sum }
     end

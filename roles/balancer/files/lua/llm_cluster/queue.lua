@@ -1,0 +1,380 @@
+-- Copyright: (c) 2026, llm.cluster contributors
+-- SPDX-License-Identifier: GPL-3.0-or-later
+
+--- The central queue: one FIFO per candidate set (the peers that may take a request), over all workers.
+--
+-- Matching is slot-centric: a free slot looks at the oldest waiters of every set that contains its peer, so a request for a busy
+-- model never blocks one for an idle model, and whatever slot becomes free serves the oldest request that can use it.
+--
+-- Tickets change under one lock and without a yield, so that it also works when a request ends (log_by_lua): each is either
+-- granted or given up, never both. The winner is woken by its semaphore if it is in this worker, else by its worker's mailbox.
+-- One waiting request of each worker, the leader, looks into the mailbox every few milliseconds, and matches anew now and then,
+-- since a peer can also become free by coming back. A request leads rather than a timer, because timers end with a reload while
+-- requests go on.
+
+local semaphore = require "ngx.semaphore"
+
+local health = require "llm_cluster.health"
+local json = require "llm_cluster.json"
+local lock = require "llm_cluster.lock"
+local peers = require "llm_cluster.peers"
+local placement = require "llm_cluster.placement"
+local slots = require "llm_cluster.slots"
+local tickets = require "llm_cluster.tickets"
+
+local M = {}
+
+local DICT = "llm_slots"
+local WINDOW = 16            -- oldest waiters that a slot chooses among
+local MAIL = 0.003           -- seconds between two looks into the mailbox
+local ALONE = 0.05           -- seconds between two looks of the leader when there is no other worker
+local REMATCH = 0.05         -- seconds between two matches that nothing but time calls for
+local LOOK = 0.5             -- seconds between two looks of a waiting request at its client
+local RATE_WINDOW = 5        -- seconds over which grants are counted
+
+local clock = placement.clock()
+local waiters = {}           -- ticket number → {semaphore, want, granted = peer id}
+local count = 0              -- of waiters here
+local leader                 -- ticket number
+local rematch_at = 0
+
+local function dict()
+    return ngx.shared[DICT]
+end
+
+-- Matching
+
+local fleet = { busy = slots.busy, usable = health.usable_slots } -- as placement wants it; used anew for every match
+
+local function fleet_now(view)
+    fleet.now, fleet.policy, fleet.health, fleet.drained = ngx.now(), view.table.policy, health.snapshot(), view.drained
+    return fleet
+end
+
+local function count_grant(d, now)
+    d:incr("grants:" .. math.floor(now / RATE_WINDOW), 1, 0, 3 * RATE_WINDOW)
+end
+
+--- Grants a second, over the last windows.
+local function drain_rate(d)
+    local now = ngx.now()
+    local window = math.floor(now / RATE_WINDOW)
+    local sum = (d:get("grants:" .. window) or 0) + (d:get("grants:" .. (window - 1)) or 0)
+    return sum / (RATE_WINDOW + now - window * RATE_WINDOW)
+end
+
+--- Give a peer's slot to a ticket. Under the lock.
+local function grant(d, peer, ticket)
+    if not slots.take(peer.id, fleet.usable(peer, fleet.now), ticket.pid) then
+        return false
+    end
+    tickets.remove(d, ticket.number, ticket.pid)
+    count_grant(d, fleet.now)
+    local mine = ticket.pid == ngx.worker.pid() and waiters[ticket.number]
+    if mine then
+        mine.granted = peer.id
+        mine.semaphore:post(1)
+    else
+        d:set(ticket.pid .. ":g:" .. ticket.number, peer.id)
+        d:rpush(ticket.pid .. ":mail", ticket.number)
+    end
+    return true
+end
+
+--- The oldest waiters that may take a slot of the peer, of all sets that it belongs to.
+-- @return list of tickets, oldest first
+local function window(d, peer, sets, view)
+    local out = {}
+    for _, key in ipairs(sets) do
+        local candidates, member = tickets.peers_of(d, key, view), false
+        for i = 1, #candidates do
+            member = member or candidates[i] == peer
+        end
+        if member then
+            tickets.oldest(d, key, WINDOW, function(ticket)
+                return placement.may_take(peer, candidates, ticket, fleet)
+            end, out)
+        end
+    end
+    table.sort(out, function(a, b) return a.number < b.number end)
+    for i = #out, WINDOW + 1, -1 do
+        out[i] = nil
+    end
+    return out
+end
+
+--- Give a peer's free slots to those that wait. Under the lock.
+local function match_peer(d, peer, view)
+    local sets = tickets.active_sets(d)
+    while #sets > 0 and slots.busy(peer.id) < fleet.usable(peer, fleet.now) do
+        local waiting = window(d, peer, sets, view)
+        if #waiting == 0 then
+            return
+        end
+        local at = placement.pick(peer, waiting, fleet, view.limits.affinity_max_wait)
+        if not grant(d, peer, waiting[at]) then
+            return
+        end
+        sets = tickets.active_sets(d)
+    end
+end
+
+local function match_all(d, view)
+    if tickets.is_empty(d) then
+        return
+    end
+    fleet_now(view)
+    for _, peer in ipairs(view.peers) do
+        local condition = fleet.health[peer.id]
+        if condition and condition.up and not view.drained[peer.id] then
+            match_peer(d, peer, view)
+        end
+    end
+end
+
+--- A slot of the peer became free: give it to who waits.
+-- @param peer
+function M.match(peer)
+    if tickets.is_empty(dict()) then
+        return
+    end
+    local view = peers.view()
+    local current = view and view.by_name[peer.name]
+    if current and current.id == peer.id and not view.drained[peer.id] then
+        fleet_now(view)
+        lock.run(match_peer, current, view)
+    end
+end
+
+-- Waiting
+
+local function totals(d)
+    local number, bytes = 0, 0
+    for _, pid in ipairs(slots.workers()) do
+        number = number + (d:get(pid .. ":w") or 0)
+        bytes = bytes + (d:get(pid .. ":wb") or 0)
+    end
+    return number, bytes
+end
+
+--- Seconds after which it is worth asking again: the time the queue needs at its present rate.
+local function retry_after(d, waiting)
+    local rate = drain_rate(d)
+    if rate <= 0 then
+        return 10
+    end
+    return math.max(1, math.min(60, math.ceil(waiting / rate)))
+end
+
+--- Seconds to tell a client that there was no place for.
+function M.retry_after()
+    local d = dict()
+    return retry_after(d, (totals(d)))
+end
+
+--- A place in the order of arrival; a request keeps it when it has to wait again.
+function M.ticket()
+    return dict():incr("seq", 1, 0)
+end
+
+--- Take a free slot at once, if nobody older waits for it.
+-- @param set {key, peers}
+-- @return peer; or nil and "busy", "avoided" or "out"
+function M.try(set, want)
+    local view = peers.view()
+    fleet_now(view)
+    local peer, why = placement.choose(set.peers, want, fleet, clock)
+    if not peer then
+        return nil, why
+    end
+    if want.slotless then
+        return peer
+    end
+    if not tickets.is_empty(dict()) then
+        lock.run(match_peer, peer, view) -- whoever waits for this slot goes first
+    end
+    if slots.take(peer.id, health.usable_slots(peer, fleet.now), ngx.worker.pid()) then
+        return peer
+    end
+    return nil, "busy"
+end
+
+local function enqueue(d, number, set, want, view, again)
+    local ok, err = tickets.add(d, set, number, ngx.worker.pid(), want, again)
+    if not ok then
+        return nil, err
+    end
+    fleet_now(view)
+    for i = 1, #set.peers do
+        match_peer(d, set.peers[i], view)
+    end
+    return true
+end
+
+--- Hand the leader's work to another waiting request.
+local function abdicate(number)
+    if leader == number then
+        leader = nil
+        local _, other = next(waiters)
+        if other then
+            other.semaphore:post(1)
+        end
+    end
+end
+
+local function uncount(d, waiter)
+    local pid = ngx.worker.pid()
+    waiters[waiter.number] = nil
+    count = count - 1
+    d:incr(pid .. ":w", -1)
+    d:incr(pid .. ":wb", -waiter.bytes)
+    abdicate(waiter.number)
+end
+
+--- Give up a place: the client left, the deadline passed. Also right after a grant that nobody took note of yet.
+-- @param waiter from join()
+function M.leave(waiter)
+    if waiter.over then
+        return
+    end
+    waiter.over = true
+    local view, freed = peers.view(), nil
+    lock.run(function(d)
+        local pid, number = ngx.worker.pid(), waiter.number
+        local granted = waiter.granted or d:get(pid .. ":g:" .. number)
+        tickets.remove(d, number, pid)
+        d:delete(pid .. ":g:" .. number)
+        tickets.tidy(d, waiter.key, (totals(d)))
+        uncount(d, waiter)
+        if granted then
+            slots.put_back(granted, pid)
+            freed = granted
+        end
+    end)
+    for _, peer in ipairs(freed and view and view.peers or {}) do
+        if peer.id == freed then
+            M.match(peer)
+        end
+    end
+end
+
+--- Take a place in the queue.
+-- @param number from ticket()
+-- @param set {key, peers}
+-- @param bytes that the request holds
+-- @param again boolean: it had a place before, no limit holds for it
+-- @return waiter; or nil, "full" and seconds after which to ask again
+function M.join(number, set, want, bytes, again)
+    local d, view = dict(), peers.view()
+    if not again then
+        local waiting, held = totals(d)
+        if waiting >= view.limits.queue_length or held + bytes > view.limits.queue_bytes then
+            return nil, "full", retry_after(d, waiting)
+        end
+    end
+    local pid = ngx.worker.pid()
+    local waiter = { number = number, semaphore = semaphore.new(0), key = set.key, bytes = bytes, view = view }
+    waiters[number] = waiter
+    count = count + 1
+    d:incr(pid .. ":w", 1, 0)
+    d:incr(pid .. ":wb", bytes, 0)
+    local ok, err = lock.run(enqueue, number, set, want, view, again)
+    if not ok then
+        ngx.log(ngx.ERR, "queue: ", err, "; a larger balancer_slots_dict_mb helps")
+        M.leave(waiter)
+        return nil, "full", retry_after(d, (totals(d)))
+    end
+    return waiter
+end
+
+local function read_mail()
+    local d, pid = dict(), ngx.worker.pid()
+    local box = pid .. ":mail"
+    while true do
+        local number = d:lpop(box)
+        if not number then
+            return
+        end
+        local waiter = waiters[number]
+        if waiter then
+            waiter.granted = d:get(pid .. ":g:" .. number)
+            d:delete(pid .. ":g:" .. number)
+            waiter.semaphore:post(1)
+        end
+    end
+end
+
+--- What the leader does for all of this worker.
+local function lead(number)
+    leader = number
+    read_mail()
+    local now = ngx.now()
+    if now >= rematch_at then
+        rematch_at = now + REMATCH
+        local view = peers.view()
+        lock.run(match_all, view)
+        for _, waiter in pairs(waiters) do
+            if waiter.view ~= view then
+                waiter.view, waiter.changed = view, true
+                waiter.semaphore:post(1)
+            end
+        end
+    end
+end
+
+--- Wait for the slot.
+-- @param waiter from join()
+-- @param deadline ngx.now() value
+-- @param watch function returning a reason to stop, or nil
+-- @return peer id; or nil and "changed" (there is another routing table; the place is kept), or "deadline" or what watch() said
+--   (the place is given up)
+function M.wait(waiter, deadline, watch)
+    local look_at = ngx.now() + LOOK
+    while true do
+        local leads = leader == nil or leader == waiter.number
+        if leads then
+            lead(waiter.number)
+        end
+        if waiter.granted then
+            waiter.over = true
+            uncount(dict(), waiter)
+            return waiter.granted
+        end
+        local now = ngx.now()
+        if now >= deadline then
+            M.leave(waiter)
+            return nil, "deadline"
+        end
+        if waiter.changed then
+            waiter.changed = nil
+            return nil, "changed"
+        end
+        if now >= look_at then
+            look_at = now + LOOK
+            local reason = watch()
+            if reason then
+                M.leave(waiter)
+                return nil, reason
+            end
+        end
+        local period = look_at - now
+        if leads then
+            period = #slots.workers() > 1 and MAIL or ALONE
+        end
+        waiter.semaphore:wait(math.max(0.001, math.min(period, deadline - now)))
+    end
+end
+
+--- The queue, for GET /state and the live page.
+-- @return {waiting = requests, bytes, oldest = seconds or nil, drain_rate = grants a second, sets = tickets.sets()}
+function M.state()
+    local d = dict()
+    local waiting, bytes = totals(d)
+    local since = waiting > 0 and tickets.oldest_since(d) or nil
+    return {
+        waiting = waiting, bytes = bytes, oldest = since and ngx.now() - since, drain_rate = drain_rate(d),
+        sets = json.list(lock.run(tickets.sets)),
+    }
+end
+
+return M
