@@ -19,6 +19,7 @@ local slots = require "llm_cluster.slots"
 
 local M = {}
 
+local SHORTEST = 5 -- seconds that a chart's last step must be long, for its rate to mean something
 local CACHE = 1 -- seconds that a worker gives the same state: many viewers cost no more than one
 local DICTS = { "llm_state", "llm_slots", "llm_prefix", "llm_metrics" }
 
@@ -144,7 +145,11 @@ end
 --- The charts: one number a point, null where nothing happened.
 local function charts(points)
     local out = { at = {}, requests_per_minute = {}, latency = {}, timed_out = {}, waiting = {} }
-    for i = 2, #points do
+    local last = #points
+    if last > 2 and points[last].at - points[last - 1].at < SHORTEST then
+        last = last - 1
+    end
+    for i = 2, last do
         local from, to = points[i - 1], points[i]
         local n, step = i - 1, history.between(from, to)
         out.at[n], out.waiting[n] = to.at, to.waiting
