@@ -32,7 +32,7 @@ local function names_of(list, wanted)
 end
 
 local function route_named(view, name)
-    for _, route in ipairs(view.routes.list) do
+    for _, route in ipairs(view.routes) do
         if route.name == name then
             return route
         end
@@ -210,15 +210,15 @@ describe("routes.peers", function()
 
     it("is made once", function()
         assert.equal(routes.peers(view, nil, "phi3:latest"), routes.peers(view, nil, "phi3:latest"))
-        local route = view.routes.list[1]
+        local route = view.routes[1]
         assert.equal(routes.peers(view, route, "llama3:8b"), routes.peers(view, route, "llama3:8b"))
     end)
 
     it("names equal lists alike, also in another view, and others not", function()
-        local key = routes.peers(view, view.routes.list[1], "llama3:8b").key
-        assert.equal(key, routes.peers(view, view.routes.list[2], "llama3:8b").key)
+        local key = routes.peers(view, view.routes[1], "llama3:8b").key
+        assert.equal(key, routes.peers(view, view.routes[2], "llama3:8b").key)
         assert.equal(key, routes.peers(view_of(list), nil, "llama3:8b").key)
-        assert.not_equal(key, routes.peers(view, view.routes.list[1], "phi3:latest").key)
+        assert.not_equal(key, routes.peers(view, view.routes[1], "phi3:latest").key)
         local seen = {}
         for i = 1, 200 do
             local all = {
@@ -238,9 +238,9 @@ describe("routes.peers", function()
     end)
 
     it("has nothing preferred where all or none are", function()
-        assert.is_nil(routes.peers(view, view.routes.list[3], "phi3:latest").preferred)
-        assert.is_nil(routes.peers(view, view.routes.list[4], "mistral:7b", "llama_cpp").preferred)
-        assert.same({ ["gpu1@192.0.2.11:8000"] = true }, routes.peers(view, view.routes.list[4], "mistral:7b").preferred)
+        assert.is_nil(routes.peers(view, view.routes[3], "phi3:latest").preferred)
+        assert.is_nil(routes.peers(view, view.routes[4], "mistral:7b", "llama_cpp").preferred)
+        assert.same({ ["gpu1@192.0.2.11:8000"] = true }, routes.peers(view, view.routes[4], "mistral:7b").preferred)
     end)
 
     it("is nil for a model that the table does not have", function()

@@ -364,11 +364,12 @@ end
 --- Make a table's routes ready for its peers.
 -- @param list valid routes
 -- @param view with peers and by_model
+-- @return list of routes, with what match() needs beside them
 function M.compile(list, view)
-    local compiled = { list = {}, known = view.by_model, of_model = {}, remembered = 0, prompt_chars = false, messages = false }
+    local compiled = { known = view.by_model, of_model = {}, remembered = 0, prompt_chars = false, messages = false }
     for i, route in ipairs(list) do
         local each = compile_route(route, view)
-        compiled.list[i] = each
+        compiled[i] = each
         compiled.prompt_chars = compiled.prompt_chars or each.over ~= nil or each.under ~= nil
         compiled.messages = compiled.messages or each.messages_over ~= nil or each.messages_under ~= nil
     end
@@ -385,7 +386,7 @@ end
 -- @return list of names
 function M.aliases(compiled)
     local out, seen = {}, {}
-    for _, route in ipairs(compiled.list) do
+    for _, route in ipairs(compiled) do
         for _, name in ipairs(route.aliases) do
             if not name:find("*", 1, true) and not seen[name] and not names.resolve(compiled.known, name) then
                 seen[name] = true
@@ -406,7 +407,7 @@ local function routes_of(compiled, model)
     end
     found = {}
     local known = names.resolve(compiled.known, model) ~= nil
-    for _, route in ipairs(compiled.list) do
+    for _, route in ipairs(compiled) do
         -- A route that says nothing about the model holds for those of the table: a misspelt name stays an error.
         local models = route.models
         if models and names.matches_model(models, model) or not models and known then
@@ -426,7 +427,7 @@ end
 --   so}
 -- @return route {name, model = what the request becomes|nil, fallback = model|nil}, or nil
 function M.match(compiled, facts)
-    if #compiled.list == 0 then
+    if #compiled == 0 then
         return nil
     end
     local found = routes_of(compiled, facts.model)
