@@ -57,6 +57,7 @@ class Engine:
     port: int = 0
     address: str = "127.0.0.1"
     retry_after: str | None = None
+    usage: dict[str, Any] | None = None  # what it reports about tokens
     peer: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -282,7 +283,8 @@ class Engine:
             % (i, self.name.encode())
             for i in range(self.tokens)
         ]
-        return [*chunks, b"data: [DONE]\n\n"]
+        report = [b"data: %s\n\n" % json.dumps({"choices": [], "usage": self.usage}).encode()] if self.usage else []
+        return [*chunks, *report, b"data: [DONE]\n\n"]
 
     def _answer(self, sock: socket.socket, seen: Seen) -> bool:
         asked = json.loads(seen.body)
@@ -295,6 +297,7 @@ class Engine:
                     "model": asked.get("model"),
                     "from": self.name,
                     "choices": [{"message": {"role": "assistant", "content": "hello"}}],
+                    **({"usage": self.usage} if self.usage else {}),
                 },
                 seen,
             )
