@@ -110,7 +110,7 @@ end
 local function start_probe(peer, limits, health)
     local id, period = peer.id, limits.probe_interval * EARLY
     -- The first ones come all at once: spread those that follow.
-    due[id] = ngx.now() + (due[id] and period or period * (0.5 + math.random() / 2))
+    due[id] = ngx.now() + (due[id] and period or period * math.random())
     probing[id] = true
     local ok, err = ngx.timer.at(0, probe, peer, limits, health)
     if not ok then
