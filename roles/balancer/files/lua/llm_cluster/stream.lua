@@ -55,8 +55,8 @@ end
 
 --- Take note of the tokens that the stream reports.
 local function note_usage(ctx, text)
-    if find(text, "usage", 1, true) or find(text, "eval_count", 1, true) then
-        ctx.usage = usage.find(text) or ctx.usage
+    if find(text, '"usage"', 1, true) or find(text, '"timings"', 1, true) or find(text, '"eval_count"', 1, true) then
+        ctx.usage = usage.find(text, ctx.usage)
     end
 end
 
