@@ -25,8 +25,8 @@ M.WINDOW = WINDOW
 
 --- What the difference of two points says.
 -- @param from, to {at = seconds, sums by name (metrics.totals)}; sums that went back were started anew
--- @return {requests_per_minute, latency, first_byte (mean seconds), timed_out, failed (shares), tokens_per_second, hits (share)},
---   means and shares nil where nothing happened
+-- @return {requests_per_minute, latency, first_byte (mean seconds), timed_out, failed, hits, cached (shares), tokens_per_second};
+--   means and shares are nil where nothing happened
 function M.between(from, to)
     local seconds = math.max(to.at - from.at, 0.001)
     local fresh = (to.requests or 0) < (from.requests or 0)
@@ -42,6 +42,7 @@ function M.between(from, to)
         requests_per_minute = grown("requests") / seconds * 60, latency = per("duration", "answered"),
         first_byte = per("first_byte", "answered"), timed_out = per("timed_out", "requests"), failed = per("failed", "requests"),
         tokens_per_second = grown("completion_tokens") / seconds, hits = placed > 0 and grown("hits") / placed or nil,
+        cached = per("cached_tokens", "prompt_tokens"),
     }
 end
 
