@@ -126,7 +126,8 @@ def took(condition: Callable[[], Any], seconds: float, what: str) -> float:
 
 
 def ask_until(balancer: Balancer, condition: Callable[[], Any], seconds: float, **kwargs: Any) -> list[Answer]:
-    end, answers = time.monotonic() + seconds, []
+    end = time.monotonic() + seconds
+    answers: list[Answer] = []
     while not condition():
         assert time.monotonic() < end, f"not within {seconds} s, {len(answers)} answers"
         answers.append(balancer.chat(**kwargs))
@@ -233,9 +234,8 @@ def test_a_peer_that_leaves_the_table_is_forgotten(balancer: Balancer, engine: M
 def counted(balancer: Balancer) -> list[int]:
     """Ejections and returns of peer a."""
     text = balancer.ask("GET", "/metrics", key=None).body.decode()
-    found = [
-        re.search(rf'^llm_cluster_{name}_total{{peer="a"}} (\d+)', text, re.M) for name in ("ejections", "returns")
-    ]
+    lines = [rf'^llm_cluster_{name}_total{{peer="a"}} (\d+)' for name in ("ejections", "returns")]
+    found = [re.search(line, text, re.MULTILINE) for line in lines]
     return [int(match[1]) if match else 0 for match in found]
 
 
