@@ -71,7 +71,7 @@ local function authenticate(ctx, view)
     local key = keys.find(view, presented)
     if key then
         ctx.key, ctx.key_entry = key.name, key
-        return limits.enter(key, ctx)
+        return true
     elseif not view.table.require_key then
         return true
     end
@@ -116,6 +116,12 @@ end
 local function parse(ctx, view)
     local text, err = read_body(view)
     if not text then
+        return nil, err
+    end
+    -- Only now: nginx itself answers a body that is broken or too large, and then log() can't say that the request is over.
+    local ok
+    ok, err = limits.enter(ctx.key_entry, ctx)
+    if not ok then
         return nil, err
     end
     local parsed, words, param = request.parse(text, ctx.surface)
