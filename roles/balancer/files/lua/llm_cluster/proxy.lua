@@ -7,6 +7,7 @@
 -- Nothing is sent to the client before a whole answer, or a stream's first whole event, is in hand: until then a request that
 -- lost its node goes back to the queue, with its old ticket, and is placed again.
 
+local access_log = require "llm_cluster.access_log"
 local attempt = require "llm_cluster.attempt"
 local body = require "llm_cluster.body"
 local budget = require "llm_cluster.budget"
@@ -71,7 +72,7 @@ local function authenticate(ctx, view)
     local key = keys.find(view, presented)
     if key then
         ctx.key, ctx.key_entry = key.name, key
-        return true
+        return limits.enter(key, ctx)
     elseif not view.table.require_key then
         return true
     end
@@ -116,12 +117,6 @@ end
 local function parse(ctx, view)
     local text, err = read_body(view)
     if not text then
-        return nil, err
-    end
-    -- Only now: nginx itself answers a body that is broken or too large, and then log() can't say that the request is over.
-    local ok
-    ok, err = limits.enter(ctx.key_entry, ctx)
-    if not ok then
         return nil, err
     end
     local parsed, words, param = request.parse(text, ctx.surface)
@@ -535,15 +530,7 @@ function M.log()
     release(ctx, not ctx.relaying)
     limits.leave(ctx)
     metrics.observe(ctx)
-    local var = ngx.var
-    var.llm_id = ctx.id
-    var.llm_key = ctx.key or ""
-    var.llm_model = ctx.asked or ""
-    var.llm_peer = ctx.peer or ""
-    var.llm_attempts = ctx.attempts
-    var.llm_ttfb = ctx.ttfb and string.format("%.3f", ctx.ttfb) or "null"
-    var.llm_stream = ctx.stream and "true" or "false"
-    var.llm_error = ctx.error or ""
+    access_log.write(ctx)
 end
 
 return M
