@@ -72,7 +72,7 @@ local function authenticate(ctx, view)
     local key = keys.find(view, presented)
     if key then
         ctx.key, ctx.key_entry = key.name, key
-        return limits.enter(key, ctx)
+        return true
     elseif not view.table.require_key then
         return true
     end
@@ -117,6 +117,12 @@ end
 local function parse(ctx, view)
     local text, err = read_body(view)
     if not text then
+        return nil, err
+    end
+    -- Only now: nginx itself answers a body that is broken or too large, and then log() can't say that the request is over.
+    local ok
+    ok, err = limits.enter(ctx.key_entry, ctx)
+    if not ok then
         return nil, err
     end
     local parsed, words, param = request.parse(text, ctx.surface)
@@ -518,7 +524,7 @@ function M.nginx_error()
     errors.send(errors.new(known[1], known[2], known[3]), surface.api_of(ngx.var.llm_path or ""))
 end
 
---- log_by_lua: whatever happened, the slot is free; then the access log's variables.
+--- log_by_lua: whatever happened, the slot is free; then the request is counted and logged.
 function M.log()
     local ctx = ngx.ctx.llm
     if not ctx then
