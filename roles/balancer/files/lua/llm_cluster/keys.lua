@@ -75,11 +75,4 @@ function M.find(view, presented)
     return keys[found]
 end
 
---- As find(), but the name.
--- @param keys list of {name, sha256}
-function M.name_of(keys, presented)
-    local key = M.find({ table = { keys = keys } }, presented)
-    return key and key.name
-end
-
 return M
