@@ -55,9 +55,9 @@ def inventory_problems(hostvars: HostVars, roles: Mapping[str, list[str]], clust
     return _inventory_check.problems(hostvars, roles, {**cluster_defaults(), **cluster})
 
 
-def inventory_warnings(hostvars: HostVars, nodes: list[str]) -> list[str]:
+def inventory_warnings(hostvars: HostVars, nodes: list[str], cluster: Mapping[str, Any]) -> list[str]:
     """Return what works but will disappoint, a sentence each."""
-    return _inventory_check.warnings(hostvars, nodes)
+    return _inventory_check.warnings(hostvars, nodes, {**cluster_defaults(), **cluster})
 
 
 def routing_problems(table: Mapping[str, Any], unread_labels: Mapping[str, list[str]]) -> list[str]:

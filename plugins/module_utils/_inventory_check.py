@@ -12,14 +12,23 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ansible_collections.llm.cluster.plugins.module_utils import _routes
+from ansible_collections.llm.cluster.plugins.module_utils._routing_table import (
+    KEY_NUMBERS,
+    limit_problems,
+    normal_number,
+)
 from ansible_collections.llm.cluster.plugins.module_utils._topology import (
     ENGINES,
+    KEY_LIMITS,
     address_of,
     is_ip_address,
     node_peers,
     normal_digest,
     placed_on,
     settings,
+    table_peers,
+    unread_labels,
 )
 
 # Oldest major version that is supported, by distribution. Older ones have a Python that llm doesn't run on, and Ubuntu
@@ -31,6 +40,9 @@ SMALL_NODE = {"cores": 8, "memory_gb": 16, "disk_gb": 100, "link_mbit": 100}
 
 # A misspelt digest would leave a model unpinned without a word.
 MODEL_KEYS = {"name", "source", "digest", "preload", "context", "slots", "port", "nodes", "insecure"}
+
+# A misspelt limit would leave a key without it.
+KEY_FIELDS = ("name", "key", "sha256", *KEY_LIMITS)
 
 PLACEHOLDER = re.compile(r"change.?me|example|xxxx", re.IGNORECASE)
 
@@ -62,6 +74,7 @@ def problems(
         found += address_problems(hosts, roles)
         found += default_model_problems(hosts, roles["nodes"], cluster)
         found += placement_problems(hosts, roles["nodes"], cluster)
+        found += route_problems(hosts, roles["nodes"], cluster)
     return list(dict.fromkeys(found))
 
 
@@ -110,8 +123,7 @@ def node_problems(node: str, host_vars: Mapping[str, Any], cluster: Mapping[str,
     found += number_problems(node, "llm_node_port", values["llm_node_port"], (1, 65535))
     found += number_problems(node, "llm_node_weight", values["llm_node_weight"], (0.01, 1000), whole=False)
     found += boolean_problems(node, "llm_node_backup", values["llm_node_backup"])
-    if not isinstance(values["llm_node_labels"], Mapping):
-        found.append(f"{node}: llm_node_labels must be a mapping, such as {{gpu_memory_gb: 24}}.")
+    found += label_problems(node, values["llm_node_labels"])
     models = values["llm_models"]
     if not isinstance(models, list) or not all(isinstance(model, Mapping) and model.get("name") for model in models):
         return [*found, f"{node}: llm_models must be a list of entries that each have a name."]
@@ -125,6 +137,19 @@ def node_problems(node: str, host_vars: Mapping[str, Any], cluster: Mapping[str,
     if not found and engine == "llama_cpp":
         found += port_problems(node, host_vars, cluster)
     return found
+
+
+def label_problems(node: str, labels: Any) -> list[str]:
+    """Check that labels are what routes can compare with."""
+    if not isinstance(labels, Mapping):
+        return [f"{node}: llm_node_labels must be a mapping, such as {{gpu_memory_gb: 24}}."]
+    plain = (str, int, float, type(None))
+    return [
+        f"{node}: label {name} must be a text, a number, true or false, or a list of such."
+        for name, value in labels.items()
+        if not isinstance(value, plain)
+        and not (isinstance(value, list) and all(isinstance(one, plain) and one is not None for one in value))
+    ]
 
 
 def number_problems(host: str, variable: str, value: Any, bounds: tuple[float, float], whole: bool = True) -> list[str]:
@@ -231,6 +256,21 @@ def placement_problems(
     return found
 
 
+def cluster_peers(
+    hosts: Mapping[str, Mapping[str, Any]], nodes: list[str], cluster: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the peers as the routing table will have them, with the labels that could not be read."""
+    peers = [peer for node in nodes for peer in node_peers(node, hosts[node], cluster)]
+    unread = unread_labels(peers)
+    return [{**peer, "unknown_labels": unread.get(peer["node"])} for peer in table_peers(peers)]
+
+
+def route_problems(hosts: Mapping[str, Mapping[str, Any]], nodes: list[str], cluster: Mapping[str, Any]) -> list[str]:
+    """Check the routes: what they name must be there, and each must allow at least one peer."""
+    found = _routes.problems(cluster.get("llm_routes") or [], cluster_peers(hosts, nodes, cluster))
+    return [f"llm_{problem}." for problem in found]
+
+
 def key_problems(api_keys: Any, required: bool) -> list[str]:
     """Check the API keys without ever repeating one."""
     if not isinstance(api_keys, list) or not all(
@@ -251,6 +291,13 @@ def key_problems(api_keys: Any, required: bool) -> list[str]:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.:/@+-]{0,199}", name)
     ]
     for entry in api_keys:
+        strange = sorted(set(map(str, entry)) - set(KEY_FIELDS))
+        found += [f"llm_api_keys: {entry['name']}: {name} is no field of a key." for name in strange]
+        models = entry.get("models")
+        if models is not None and not _routes.is_texts(models):
+            found.append(f"llm_api_keys: key {entry['name']}: models must be a list of at least one name or pattern.")
+        numbers = {name: normal_number(entry[name]) for name in KEY_NUMBERS if entry.get(name) is not None}
+        found += [f"llm_api_keys: {problem}." for problem in limit_problems({"name": entry["name"], **numbers})]
         key, digest = entry.get("key"), entry.get("sha256")
         if digest:
             if not re.fullmatch(r"[0-9a-fA-F]{64}", str(digest)):
@@ -269,8 +316,8 @@ def key_problems(api_keys: Any, required: bool) -> list[str]:
     return found
 
 
-def warnings(hosts: Mapping[str, Mapping[str, Any]], nodes: list[str]) -> list[str]:
-    """Return what works but will disappoint, a sentence per node: small machines and slow links."""
+def warnings(hosts: Mapping[str, Mapping[str, Any]], nodes: list[str], cluster: Mapping[str, Any]) -> list[str]:
+    """Return what works but will disappoint, a sentence each: small machines, slow links, rules for nothing."""
     found = []
     for node in nodes:
         facts = hosts[node].get("ansible_facts") or {}
@@ -281,6 +328,39 @@ def warnings(hosts: Mapping[str, Mapping[str, Any]], nodes: list[str]) -> list[s
         ]
         if small:
             found.append(f"{node} is small for serving models: {', '.join(small)}.")
+    return found + rule_warnings(cluster, cluster_peers(hosts, nodes, cluster))
+
+
+def rule_warnings(cluster: Mapping[str, Any], peers: list[dict[str, Any]]) -> list[str]:
+    """Return what is right in routes and keys by itself, but can't ever have an effect."""
+    routes, keys = cluster.get("llm_routes") or [], cluster.get("llm_api_keys") or []
+    names = [str(entry["name"]) for entry in keys]
+    found = []
+    for position, route in enumerate(routes):
+        where, when = f"Route {route['name']}", route.get("when") or {}
+        if route.get("prefer") and not _routes.preferred(route, peers):
+            wanted = " and ".join(f"{name} {_routes.as_words(value)}" for name, value in route["prefer"].items())
+            found.append(f"{where} prefers {wanted}, but none of the nodes that it allows is such.")
+        patterns = _routes.patterns_of(when.get("key"))
+        if patterns and not any(_routes.glob_matches(pattern, name) for pattern in patterns for name in names):
+            found.append(f"{where} is for key {' or '.join(patterns)}, but llm_api_keys has none of that name.")
+        if not when and position + 1 < len(routes):
+            rest = ", ".join(str(later["name"]) for later in routes[position + 1 :])
+            found.append(f"{where} takes every request, so those after it never come to their turn: {rest}.")
+            break
+    served = {form for peer in peers for model in peer["models"] for form in _routes.forms(model)}
+    aliases = [
+        pattern
+        for route in routes
+        if route.get("model")
+        for pattern in _routes.patterns_of((route.get("when") or {}).get("model")) or []
+    ]
+    for entry in keys:
+        allowed = entry.get("models") or []
+        if allowed and not any(
+            _routes.glob_matches(pattern, name) for pattern in allowed for name in [*served, *aliases]
+        ):
+            found.append(f"Key {entry['name']} may use {', '.join(allowed)} only, but no node serves such a model.")
     return found
 
 

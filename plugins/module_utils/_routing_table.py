@@ -17,6 +17,7 @@ from ansible_collections.llm.cluster.plugins.module_utils import _routes
 HIDDEN = "sha256:...hidden"
 SHA256 = re.compile(r"^[0-9a-f]{64}$")
 POLICIES = ("affinity", "least_busy", "weighted_round_robin")
+KEY_NUMBERS = ("requests_per_minute", "concurrent")
 MOST_PER_KEY = 1000000
 
 # name: (default, least, most). The balancer has the same (LIMITS in peers.lua) and shows them in the table in force.
@@ -78,7 +79,7 @@ def normal_route(route: Any) -> Any:
 
 def normal_key(key: Mapping[str, Any]) -> dict[str, Any]:
     """Return a key's entry with only those of its limits that are set."""
-    limits = {name: normal_number(key.get(name)) for name in ("requests_per_minute", "concurrent")}
+    limits = {name: normal_number(key.get(name)) for name in KEY_NUMBERS}
     limits["models"] = list(key.get("models") or []) or None
     return {
         "name": key["name"],
@@ -149,7 +150,7 @@ def table_problems(table: Mapping[str, Any], unread_labels: Mapping[str, Any] | 
         for key in table["keys"]
         if not SHA256.match(key["sha256"])
     ]
-    found += [problem for key in table["keys"] for problem in key_problems(key)]
+    found += [problem for key in table["keys"] for problem in limit_problems(key)]
     if table["policy"] not in POLICIES:
         found.append(f"policy is {table['policy']}, it must be one of {', '.join(POLICIES)}")
     found += [
@@ -165,11 +166,11 @@ def table_problems(table: Mapping[str, Any], unread_labels: Mapping[str, Any] | 
     return found
 
 
-def key_problems(key: Mapping[str, Any]) -> list[str]:
+def limit_problems(key: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with one key's limits."""
     found = [
         f"{name} is {key[name]}, it must be a whole number from 1 to {MOST_PER_KEY}"
-        for name in ("requests_per_minute", "concurrent")
+        for name in KEY_NUMBERS
         if name in key and not (_routes.is_number(key[name]) and 1 <= key[name] <= MOST_PER_KEY and key[name] % 1 == 0)
     ]
     if not all(_routes.is_text(model) for model in key.get("models") or []):

@@ -67,6 +67,8 @@ def gguf(**model: Any) -> dict[str, Any]:
         ({"n1": {"llm_node_weight": 0}}, ["n1", "llm_node_weight"]),
         ({"n1": {"llm_node_port": 70000}}, ["n1", "llm_node_port"]),
         ({"n1": {"llm_node_labels": ["gpu"]}}, ["n1", "llm_node_labels"]),
+        ({"n1": {"llm_node_labels": {"gpu": {"memory": 24}}}}, ["n1", "label gpu"]),
+        ({"n1": {"llm_node_labels": {"racks": ["a", None]}}}, ["n1", "label racks"]),
         ({"n1": {"llm_models": []}}, ["n1", "no model"]),
         ({"n1": {"llm_models": ["m"]}}, ["n1", "llm_models", "name"]),
         ({"n1": {"llm_models": [{"name": "m:1b"}, {"name": "m:1b"}]}}, ["n1", "m:1b twice"]),
@@ -121,6 +123,20 @@ def test_a_host_problem_names_the_host_and_what_to_do(changes: dict[str, dict[st
         ({"llm_api_keys": [{"name": "a", "key": "short"}]}, ["shorter than 16"]),
         ({"llm_api_keys": [{"name": "a", "sha256": "12"}]}, ["sha256", "64"]),
         ({"llm_api_keys": [{"name": "team a", "key": KEY}]}, ["'team a'", "letter or digit"]),
+        ({"llm_api_keys": [{"name": "a", "key": KEY, "model": ["m*"]}]}, ["a", "model is no field of a key"]),
+        ({"llm_api_keys": [{"name": "a", "key": KEY, "models": "m*"}]}, ["key a", "models must be a list"]),
+        ({"llm_api_keys": [{"name": "a", "key": KEY, "models": []}]}, ["key a", "models must be a list"]),
+        ({"llm_api_keys": [{"name": "a", "key": KEY, "concurrent": 0}]}, ["key a", "concurrent is 0"]),
+        ({"llm_api_keys": [{"name": "a", "key": KEY, "requests_per_minute": "many"}]}, ["requests_per_minute is many"]),
+        ({"llm_routes": "m*"}, ["llm_routes: must be a list"]),
+        ({"llm_routes": [{"name": "a", "when": {"modle": "m"}}]}, ["llm_routes[a].when: unknown field 'modle'"]),
+        ({"llm_routes": [{"name": "a"}, {"name": "a"}]}, ["llm_routes[a].name", "two routes"]),
+        ({"llm_routes": [{"name": "a", "peers": ["b"]}]}, ["llm_routes[a].peers", "'b'"]),
+        ({"llm_routes": [{"name": "a", "model": "qwen3"}]}, ["llm_routes[a].model", "'qwen3'", "m:1b"]),
+        (
+            {"llm_routes": [{"name": "a", "require": {"groups": "gpus"}}]},
+            ["llm_routes[a]: can match no peer", "none has groups gpus", "llm_nodes"],
+        ),
         ({"llm_api_keys": [{"name": "a", "key": KEY}, {"name": "a", "key": KEY}]}, ["names a twice"]),
     ],
 )
@@ -166,10 +182,80 @@ def test_small_nodes_are_warned_of() -> None:
         "default_ipv4": {"interface": "eth0"},
         "eth0": {"speed": 10},
     }
-    (warning,) = check.warnings({"n1": {"ansible_facts": facts}}, ["n1"])
+    (warning,) = check.warnings({"n1": {"ansible_facts": facts}}, ["n1"], cluster_defaults())
     assert all(words in warning for words in ("n1", "2 cores", "8.2 GB of memory", "50 GB of free disk", "10 Mbit/s"))
 
 
 def test_nodes_that_are_large_or_unknown_are_not_warned_of() -> None:
     facts = {"processor_vcpus": 8, "memtotal_mb": 15900, "mounts": [{"mount": "/", "size_available": 200e9}]}
-    assert check.warnings({"n1": {"ansible_facts": facts}, "n2": {}}, ["n1", "n2"]) == []
+    assert check.warnings({"n1": {"ansible_facts": facts}, "n2": {}}, ["n1", "n2"], cluster_defaults()) == []
+
+
+LIMITED = {"name": "team", "key": KEY, "requests_per_minute": "60", "concurrent": 2, "models": ["m*"]}
+
+
+def test_keys_may_have_limits() -> None:
+    assert problems({}, {"llm_api_keys": [LIMITED]}, ROLES) == []
+
+
+def test_a_route_is_not_refused_for_a_node_whose_facts_are_not_known() -> None:
+    known = {"ansible_facts": {**FACTS, "llm_node_facts": {"memory_gb": 32}}}
+    routes = [{"name": "big", "require": {"memory_gb": ">64"}}]
+    assert problems({"n1": known}, {"llm_routes": routes}, ROLES) == []
+    (problem,) = problems({"n1": known, "n2": known}, {"llm_routes": routes}, ROLES)
+    assert problem == "llm_routes[big]: can match no peer: none has memory_gb >64 (there is 32)."
+
+
+def rule_warnings(cluster: dict[str, Any]) -> list[str]:
+    """Return the warnings of two nodes that are large enough, with 32 GiB each."""
+    hosts = {
+        node: {
+            "llm_address": address,
+            "group_names": ["llm_nodes"],
+            "llm_models": [{"name": "m:1b"}],
+            "ansible_facts": {"llm_node_facts": {"memory_gb": 32, "gpus": 0, "gpu_memory_gb": 0}},
+        }
+        for node, address in (("n1", "192.0.2.1"), ("n2", "192.0.2.2"))
+    }
+    return check.warnings(hosts, ["n1", "n2"], {**cluster_defaults(), "llm_api_keys": [LIMITED], **cluster})
+
+
+@pytest.mark.parametrize(
+    ("cluster", "warning"),
+    [
+        (
+            {"llm_routes": [{"name": "a", "prefer": {"gpu_memory_gb": ">24"}}]},
+            "Route a prefers gpu_memory_gb >24, but none of the nodes that it allows is such.",
+        ),
+        (
+            {"llm_routes": [{"name": "a", "when": {"key": "teams-*"}}]},
+            "Route a is for key teams-*, but llm_api_keys has none of that name.",
+        ),
+        (
+            {"llm_routes": [{"name": "all"}, {"name": "b"}, {"name": "c"}]},
+            "Route all takes every request, so those after it never come to their turn: b, c.",
+        ),
+        (
+            {"llm_api_keys": [{**LIMITED, "models": ["llama*", "gpt-*"]}]},
+            "Key team may use llama*, gpt-* only, but no node serves such a model.",
+        ),
+    ],
+)
+def test_rules_that_can_have_no_effect_are_warned_of(cluster: dict[str, Any], warning: str) -> None:
+    assert rule_warnings(cluster) == [warning]
+
+
+@pytest.mark.parametrize(
+    "cluster",
+    [
+        {},
+        {"llm_routes": [{"name": "a", "when": {"key": "te*"}, "prefer": {"memory_gb": ">16"}}, {"name": "b"}]},
+        {
+            "llm_api_keys": [{**LIMITED, "models": ["gpt-4o"]}],
+            "llm_routes": [{"name": "a", "when": {"model": "gpt-4o"}, "model": "m:1b"}],
+        },
+        {"llm_routes": [{"name": "a", "prefer": {"cpus": ">16"}}]},
+    ],
+)
+def test_rules_that_may_have_an_effect_are_not(cluster: dict[str, Any]) -> None:
+    assert rule_warnings(cluster) == []
