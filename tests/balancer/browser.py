@@ -112,7 +112,7 @@ class Page:
 
     def text(self) -> str:
         """What is to be read."""
-        text: str = self.run("document.body.innerText")
+        text: str = self.run("document.body?.innerText || ''")
         return text
 
     def complaints(self) -> list[str]:
