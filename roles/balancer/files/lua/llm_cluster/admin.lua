@@ -3,16 +3,19 @@
 
 --- The admin API, on a Unix socket that only root can reach.
 --
---   GET  /state                 peers with health, drain marks, slots in use; workers
+--   GET  /state                 peers with health, drain marks and what they work on; queue, keys' limits, workers
 --   GET  /routing               the table in force
 --   PUT  /routing               200 {"changed", "version"}; 400 with every reason, the old table stays
 --   POST /peers/NAME/drain      {"owner", "reason"}: NAME is a node (all its peers) or a peer
 --   POST /peers/NAME/resume     {"owner"}: removes that owner's mark only
 
 local cjson = require "cjson.safe"
-local json = require "llm_cluster.json"
+local body = require "llm_cluster.body"
 local health = require "llm_cluster.health"
+local json = require "llm_cluster.json"
+local limits = require "llm_cluster.limits"
 local peers = require "llm_cluster.peers"
+local queue = require "llm_cluster.queue"
 local slots = require "llm_cluster.slots"
 
 local M = {}
@@ -46,43 +49,70 @@ local function exclusively(change)
     refuse(503, "Another change is under way.")
 end
 
-local function body()
-    ngx.req.read_body()
-    local text = ngx.req.get_body_data()
-    if not text then
-        local name = ngx.req.get_body_file()
-        local file = name and io.open(name, "rb")
-        if file then
-            text = file:read("*a")
-            file:close()
-        end
+local list = json.list
+
+local function names_of(set)
+    local out = {}
+    for name in pairs(set or {}) do
+        out[#out + 1] = name
     end
-    return text or ""
+    table.sort(out)
+    return list(out)
 end
 
-local list = json.list
+--- Every mark, also those on names that the table has no more.
+local function marks_of(view)
+    local out = {}
+    for name, owners in pairs(view and view.drains or {}) do
+        for owner, mark in pairs(owners) do
+            out[#out + 1] = { name = name, owner = owner, reason = mark.reason, since = mark.since }
+        end
+    end
+    table.sort(out, function(a, b) return a.name .. "\n" .. a.owner < b.name .. "\n" .. b.owner end)
+    return list(out)
+end
+
+--- What holds a peer's slots, oldest first: {id, model, key, seconds, ending = only the engine is still at it}.
+local function running(requests, now)
+    local out = {}
+    for i, request in ipairs(requests or {}) do
+        out[i] = {
+            id = request.id, model = request.model, key = request.key, seconds = math.max(0, now - request.since),
+            ending = request.ending,
+        }
+    end
+    return list(out)
+end
+
+local function state_of(view, peer, seen, requests, now)
+    local marks = peers.drains_of(view, peer)
+    local why, since, hold = health.why(peer.id)
+    local condition = health.state(peer.id)
+    if #marks > 0 then
+        why = "drained by " .. marks[1].owner .. (marks[1].reason ~= "" and ": " .. marks[1].reason or "")
+    end
+    return {
+        name = peer.name, node = peer.node, engine = peer.engine, address = peer.address, port = peer.port,
+        models = list(peer.models), lacks = names_of(seen.lacks), slots = peer.slots, usable = seen.usable,
+        weight = peer.weight, backup = peer.backup, state = #marks > 0 and "drained" or condition, health = condition,
+        reason = why or "", since = since, held_down_until = hold, resting = health.is_resting(peer.id), slow = seen.slow,
+        busy = slots.busy(peer.id), ending = slots.ending(peer.id), in_flight = running(requests, now), drains = list(marks),
+    }
+end
 
 --- What GET /state answers.
 function M.state()
-    local view = peers.view()
+    local view, now = peers.view(), ngx.now()
+    local seen, requests = health.snapshot(), slots.in_flight()
     local out, ids = {}, {}
     for i, peer in ipairs(view and view.peers or {}) do
-        local marks = peers.drains_of(view, peer)
-        local why, since, hold = health.why(peer.id)
-        local condition = health.state(peer.id)
-        if #marks > 0 then
-            why = "drained by " .. marks[1].owner .. (marks[1].reason ~= "" and ": " .. marks[1].reason or "")
-        end
         ids[i] = peer.id
-        out[i] = {
-            name = peer.name, node = peer.node, engine = peer.engine, address = peer.address, port = peer.port,
-            models = list(peer.models), slots = peer.slots, weight = peer.weight, backup = peer.backup,
-            state = #marks > 0 and "drained" or condition, health = condition, reason = why or "", since = since,
-            held_down_until = hold, resting = health.is_resting(peer.id), busy = slots.busy(peer.id), drains = list(marks),
-        }
+        out[i] = state_of(view, peer, seen[peer.id] or {}, requests[peer.id], now)
     end
     return {
-        version = view and view.version or 0, default_model = view and view.default_model, peers = list(out),
+        version = view and view.version or 0, default_model = view and view.default_model, policy = view and view.table.policy,
+        peers = list(out), drains = marks_of(view), queue = queue.state(),
+        keys = list(limits.state(view and view.table.keys or {})),
         workers = list(slots.by_worker(ids)), prober = ngx.shared.llm_state:get("lease"),
     }
 end
@@ -143,12 +173,12 @@ function M.run()
         end
         return answer(200, text)
     elseif method == "PUT" and path == "/routing" then
-        local text = body()
+        local text = body.read()
         return exclusively(function() put_routing(text) end)
     elseif method == "POST" then
         local name, action = path:match("^/peers/(.+)/(%a+)$")
         if action == "drain" or action == "resume" then
-            local text = body()
+            local text = body.read()
             return exclusively(function() mark(name, action, text) end)
         end
     end
