@@ -132,13 +132,17 @@ def test_requests_wait_while_the_only_node_is_drained(balancer: Balancer, engine
 
 @pytest.fixture
 def play(tmp_path: pathlib.Path) -> Play:
-    """Runs a playbook for these balancers by name; where there is none, nobody listens on the socket."""
+    """Runs a playbook for these balancers by name. Not a balancer: variables of a host that is none."""
 
-    def run(playbook: str, balancers: dict[str, Balancer | None], *more: str) -> subprocess.CompletedProcess[str]:
-        hosts = {}
-        for name, balancer in balancers.items():
-            path = balancer.variables["balancer_admin_socket"] if balancer else tmp_path / "none.sock"
-            hosts[name] = {"balancer_admin_socket": str(path)}
+    def run(
+        playbook: str, balancers: dict[str, Balancer] | dict[str, Balancer | dict[str, Any]], *more: str
+    ) -> subprocess.CompletedProcess[str]:
+        hosts = {
+            name: {"balancer_admin_socket": str(balancer.variables["balancer_admin_socket"])}
+            if isinstance(balancer, Balancer)
+            else balancer
+            for name, balancer in balancers.items()
+        }
         inventory = {
             "all": {
                 "vars": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable},
@@ -197,17 +201,26 @@ def test_drain_and_resume_on_all_balancers(play: Play, two: dict[str, Balancer])
     assert "node1 stays drained by sync 12" in said(resumed)
 
 
-def test_drain_that_one_balancer_cannot_do_holds_on_none(play: Play, two: dict[str, Balancer]) -> None:
-    done = play("drain", {**two, "b3": None}, "-e", "node=node1")
+STOPPED = {"balancer_admin_socket": "/nowhere/admin.sock"}
+UNREACHABLE = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"), [(STOPPED, "There is no admin socket"), (UNREACHABLE, "")], ids=["stopped", "unreachable"]
+)
+def test_drain_that_one_balancer_cannot_do_holds_on_none(
+    play: Play, two: dict[str, Balancer], broken: dict[str, Any], words: str
+) -> None:
+    done = play("drain", {**two, "b3": broken}, "-e", "node=node1")
     assert done.returncode != 0
-    assert "node1 is not drained. b3: There is no admin socket" in said(done)
+    assert f"node1 is not drained. b3: {words}" in said(done)
     assert "The marks that were set are taken back." in said(done)
     assert [marks(balancer) for balancer in two.values()] == [{}, {}]
 
 
 def test_a_mark_that_was_there_is_not_taken_back(play: Play, two: dict[str, Balancer]) -> None:
     drain(two["b1"], "node1")
-    done = play("drain", {**two, "b3": None}, "-e", "node=node1", "-e", "drain_reason=disk")
+    done = play("drain", {**two, "b3": STOPPED}, "-e", "node=node1", "-e", "drain_reason=disk")
     assert done.returncode != 0
     assert [marks(balancer) for balancer in two.values()] == [{"operator": "disk"}, {}]
 
@@ -246,8 +259,7 @@ def test_time_out_of_a_drain_names_what_is_still_running(play: Play, two: dict[s
     ],
 )
 def test_refuses_what_would_not_hold_everywhere(play: Play, playbook: str, more: tuple[str, ...]) -> None:
-    balancers: dict[str, Balancer | None] = {"b1": None, "b2": None}
-    done = play(playbook, balancers, *more)
+    done = play(playbook, {"b1": STOPPED, "b2": STOPPED}, *more)
     assert done.returncode != 0
     assert "Name the node with -e node=NAME and leave --limit out" in said(done)
 
