@@ -23,6 +23,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import OrderedDict
 from pathlib import Path
@@ -411,6 +412,7 @@ class Process:
     def __init__(self, *specs: Spec) -> None:
         self.specs = {spec.name: spec for spec in specs}
         self.process: subprocess.Popen[str]
+        self.lock = threading.Lock()
         self.start()
 
     def start(self) -> None:
@@ -427,9 +429,10 @@ class Process:
     def order(self, do: str, names: tuple[str, ...], **fields: Any) -> Any:
         assert self.process.stdin
         assert self.process.stdout
-        self.process.stdin.write(json.dumps({"do": do, "names": names, **fields}) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        with self.lock:
+            self.process.stdin.write(json.dumps({"do": do, "names": names, **fields}) + "\n")
+            self.process.stdin.flush()
+            return json.loads(self.process.stdout.readline())
 
     def tell(self, *names: str, **changes: Any) -> None:
         """Change the engines named (or all), for requests to come."""

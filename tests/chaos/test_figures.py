@@ -1,0 +1,325 @@
+# Copyright: (c) 2026, llm.cluster contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Figures, as ratios measured in one run: what the balancer costs, how fair its queue is, what affinity brings.
+
+The short form measures the same with fewer requests; its bounds leave room for a machine that others use too.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import pathlib
+import random
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from balancer.harness import free_port, wait_for
+from chaos.bed import FULL, Bed, Row, brief, peers, scaled, steady, waiting
+from chaos.client import Ask, Load, Result, chat, poisson, share
+from chaos.fleet import Spec
+
+MakeBed = Callable[..., Bed]
+MakeRow = Callable[[str], Row]
+PATH = "/v1/chat/completions"
+needs_wrk = pytest.mark.skipif(not shutil.which("wrk"), reason="wrk is not installed")
+
+
+# What the balancer costs: wrk against a stub, through plain nginx, and through the balancer
+
+STUB = """
+worker_processes 1;
+pid {folder}/stub.pid;
+error_log {folder}/stub.log;
+events {{ worker_connections 1024; }}
+http {{
+    access_log off;
+    client_body_buffer_size 64k;
+    keepalive_requests 10000000;
+    client_body_temp_path {folder}/a; proxy_temp_path {folder}/b; fastcgi_temp_path {folder}/c;
+    uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
+    upstream stub {{ server 127.0.0.1:{stub}; keepalive 64; keepalive_requests 10000000; }}
+    server {{
+        listen 127.0.0.1:{stub} backlog=1024;
+        default_type application/json;
+        location = /health {{ return 200 '{{"status":"ok"}}'; }}
+        location / {{ return 200 '{answer}'; }}
+    }}
+    server {{
+        listen 127.0.0.1:{plain} backlog=1024;
+        location / {{
+            proxy_pass http://stub; proxy_http_version 1.1; proxy_set_header Connection "";
+            client_max_body_size 16m;
+        }}
+    }}
+}}
+"""
+WRK = """
+wrk.method = "POST"
+wrk.headers["Content-Type"] = "application/json"
+wrk.body = '{"model":"m","messages":[{"role":"user","content":"' .. string.rep("a ", SIZE / 2) .. '"}]}'
+done = function(summary, latency)
+    local bad = summary.errors.status + summary.errors.connect + summary.errors.read + summary.errors.timeout
+    io.write(string.format("FIGURES %f %f %f %d\\n", summary.requests / summary.duration * 1e6,
+        latency:percentile(50) / 1e3, latency:percentile(99) / 1e3, bad))
+end
+"""
+
+
+@pytest.fixture(scope="module")
+def proxies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, int], pathlib.Path]]:
+    """Ports of: the stub itself, plain nginx in front of it, the balancer in front of it."""
+    folder = tmp_path_factory.mktemp("stub")
+    answer = '{"object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"hi"}}]}'
+    ports = {"direct": free_port(), "plain": free_port()}
+    text = STUB.format(folder=folder, stub=ports["direct"], plain=ports["plain"], answer=answer)
+    (folder / "nginx.conf").write_text(text)
+    nginx = subprocess.Popen(["nginx", "-c", str(folder / "nginx.conf"), "-g", "daemon off;"])
+    here = Bed(workers=1)
+    here.balancer.render(balancer_log_level="warn")
+    here.balancer.restart()
+    here.specs.append(Spec("stub", "127.0.0.1", ports["direct"], slots=256))
+    here.route()
+    yield {**ports, "balancer": here.balancer.port}, folder
+    here.settled()
+    here.destroy()
+    nginx.terminate()
+    nginx.wait()
+
+
+def wrk(port: int, folder: pathlib.Path, size: int, connections: int, seconds: float) -> tuple[float, float, float]:
+    """Requests per second, p50 and p99 in milliseconds."""
+    script = folder / f"{size}.lua"
+    script.write_text(WRK.replace("SIZE", str(size)))
+    command = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{max(1, round(seconds))}s"]
+    command += ["--latency", "--script", str(script), f"http://127.0.0.1:{port}{PATH}"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"FIGURES (\S+) (\S+) (\S+) (\d+)", output)
+    assert found, output
+    assert found[4] == "0", output
+    return float(found[1]), float(found[2]), float(found[3])
+
+
+@needs_wrk
+def test_added_latency(proxies: tuple[dict[str, int], pathlib.Path], row: MakeRow) -> None:
+    """One connection, 16 kB body: p50 at most 0.3 ms, p99 at most 2 ms over direct; the best of three rounds."""
+    line = row("added latency, 16 kB, one connection")
+    ports, folder = proxies
+    added = []
+    for _ in range(3):
+        direct = wrk(ports["direct"], folder, 16384, 1, scaled(10, 2))
+        through = wrk(ports["balancer"], folder, 16384, 1, scaled(10, 2))
+        added.append((through[1] - direct[1], through[2] - direct[2]))
+    half, most = min(one for one, _ in added), min(two for _, two in added)
+    line.say(f"p50 +{half:.2f} ms, p99 +{most:.2f} ms")
+    assert half <= 0.3 * scaled(1, 2)
+    assert most <= 2 * scaled(1, 2)
+
+
+@needs_wrk
+@pytest.mark.parametrize(("size", "least"), [(1024, 0.5), (16384, 0.25)], ids=["1kB", "16kB"])
+def test_throughput(proxies: tuple[dict[str, int], pathlib.Path], row: MakeRow, size: int, least: float) -> None:
+    """Against plain proxy_pass with the same number of workers, taking turns; the middle of three rounds."""
+    line = row(f"throughput, {size // 1024} kB, against proxy_pass")
+    ports, folder = proxies
+    rounds = []
+    for _ in range(3):
+        plain = wrk(ports["plain"], folder, size, 32, scaled(10, 2))[0]
+        through = wrk(ports["balancer"], folder, size, 32, scaled(10, 2))[0]
+        rounds.append((through / plain, through, plain))
+    ratio, through, plain = sorted(rounds)[1]
+    line.say(f"{through:.0f} of {plain:.0f} requests/s: {ratio:.2f}")
+    assert ratio >= least * (1 if FULL else 0.8)
+
+
+def test_gaps_between_tokens(bed: MakeBed, row: MakeRow) -> None:
+    """200 streams at once, directly and through the balancer: gap between tokens, p99."""
+    line, here = row("200 streams, gap between tokens"), bed()
+    (spec,) = peers(1, 51, slots=256, gap=0.2, first=0.2)
+    here.fleet(spec)
+    here.route()
+    tokens, gaps = scaled(60, 25), {}
+    for name, address, port in (("direct", spec.address, spec.port), ("through", "127.0.0.1", here.balancer.port)):
+        body = chat(stream=True, max_tokens=tokens)
+        load = Load(port, [Ask(0.005 * i, body) for i in range(200)], address=address)
+        with load:
+            pass
+        assert all(r.ok for r in load.results), brief(load.results)
+        gaps[name] = share([gap for r in load.results for gap in r.gaps], 0.99) * 1000
+        line.requests += len(load.results)
+    line.say(f"p99 {gaps['direct']:.1f} ms direct, {gaps['through']:.1f} ms through")
+    assert gaps["through"] - gaps["direct"] <= scaled(2, 6)
+    here.settled()
+
+
+# The queue
+
+
+def processor_time(pids: list[int]) -> float:
+    """Seconds of processor time that these processes have used."""
+    ticks = 0
+    for pid in pids:
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def test_waiting_costs_little(bed: MakeBed, row: MakeRow) -> None:
+    """1,000 requests that only wait: at most a tenth of a core."""
+    line, here = row("1,000 waiting requests"), bed()
+    here.fleet(*peers(2, 52, slots=1))
+    here.route(limits={"queue_length": 2000, "queue_timeout": 120})
+    asks = [Ask(0, chat(60, stream=True, max_tokens=2)) for _ in range(2)]
+    asks += [Ask(0.5 + 0.001 * i, chat(0.1), leave_after=scaled(25, 8) - 0.001 * i) for i in range(1000)]
+    with here.load(asks, timeout=scaled(30, 10)):
+        wait_for(lambda: waiting(here.balancer.state()) >= 1000, 6, "1,000 wait")
+        pids = here.balancer.worker_pids()
+        before, began = processor_time(pids), time.monotonic()
+        time.sleep(scaled(15, 4))
+        part = (processor_time(pids) - before) / (time.monotonic() - began)
+    line.requests = 1000
+    line.say(f"{part * 100:.1f} % of a core")
+    assert part <= 0.10
+    here.settled(8)
+
+
+def ideal(arrivals: list[tuple[float, float]], slots: int) -> list[float]:
+    """Waits of a central FIFO with this many slots, for (arrival, service time) in order of arrival."""
+    free = [0.0] * slots
+    heapq.heapify(free)
+    waits = []
+    for at, service in arrivals:
+        start = max(at, heapq.heappop(free))
+        waits.append(start - at)
+        heapq.heappush(free, start + service)
+    return waits
+
+
+LAYOUTS = {"equal": [2, 2, 2, 2], "unequal": [4, 2, 1, 1]}
+SHORT = {("equal", 2), ("unequal", 4)}
+
+
+@pytest.mark.parametrize(
+    ("layout", "workers"),
+    [
+        pytest.param(*each, marks=pytest.mark.skipif(not FULL and each not in SHORT, reason="only in make chaos"))
+        for each in itertools.product(LAYOUTS, (1, 2, 4))
+    ],
+)
+def test_queue_is_nearly_ideal(bed: MakeBed, row: MakeRow, layout: str, workers: int) -> None:
+    """Load 0.9, service at least 0.5 s, no two prompts alike: p99 of the wait at most 1.1 times that of a central FIFO."""
+    line, here = row(f"queue wait, {layout} nodes, {workers} worker{'s' * (workers > 1)}"), bed(workers=workers)
+    for i, slots in enumerate(LAYOUTS[layout], 1):
+        here.fleet(Spec(f"q{i}", f"127.0.53.{i}", slots=slots))
+    here.route(limits={"queue_timeout": 300})
+    # Services of 0.5 to 1 s; the short form scales times down by four and gets a bound to match.
+    mean = 0.75 if FULL else 0.19
+    source = random.Random(53)
+    count = scaled(1500, 450)
+    asks = [
+        Ask(due, chat(mean * source.uniform(2 / 3, 4 / 3), "".join(source.choices("abcdefgh ", k=400))))
+        for due in poisson(0.9 * 8 / mean, count, 53)
+    ]
+    with here.load(asks, timeout=300) as load:
+        pass
+    assert all(r.ok for r in load.results), brief([r for r in load.results if not r.ok])
+    seen = {entry["id"]: entry for report in here.report().values() for entry in report["log"]}
+    rows = sorted((r.due, seen[r.id]) for r in load.results)
+    waits = [entry["start"] - due for due, entry in rows]
+    services = [entry["end"] - entry["start"] for _, entry in rows]
+    best = ideal([(due, service) for (due, _), service in zip(rows, services, strict=True)], 8)
+    ours, theirs = share(waits, 0.99), share(best, 0.99)
+    line.requests = count
+    line.say(f"p99 wait {ours:.3f} s, ideal {theirs:.3f} s: {ours / theirs:.3f} times")
+    assert theirs > mean / 4, "there was something to wait for"
+    assert ours <= theirs * scaled(110, 125) / 100
+    here.settled()
+
+
+# Affinity
+
+
+def conversations(count: int, turns: int, rate: float, seed: int) -> list[Ask]:
+    """Chats that grow: each turn sends all that was said, and comes a moment after the answer to the one before."""
+    source = random.Random(seed)
+    system = "You are of help. " * 60  # all share it, so it must not decide
+    asks = []
+    for number, due in enumerate(poisson(rate, count, seed)):
+        messages = [{"role": "system", "content": system}]
+        before: Ask | None = None
+        for turn in range(turns):
+            text = "".join(source.choices("abcdefghij ", k=source.randint(500, 1500)))
+            messages = [*messages, {"role": "user", "content": f"{number}.{turn} {text}"}]
+            body = {"model": "m", "stream": True, "max_tokens": 10, "messages": messages}
+            ask = Ask(due, body, tag=str(turn), after=before, think=source.uniform(0.2, 0.8))
+            messages = [*messages, {"role": "assistant", "content": "word " * 10}]
+            asks.append(ask)
+            before = ask
+    return sorted(asks, key=lambda ask: ask.due)
+
+
+def lone_questions(count: int, rate: float, seed: int) -> list[Ask]:
+    source = random.Random(seed)
+    return [
+        Ask(due, chat(None, "".join(source.choices("abcdefghij ", k=4000)), stream=True, max_tokens=10))
+        for due in poisson(rate, count, seed)
+    ]
+
+
+def run_policy(make: MakeBed, policy: str, asks: list[Ask], line: Row) -> tuple[list[Result], float]:
+    """Return the results and the part of all prompt characters that a cache held."""
+    here = make()
+    # 40 ms per 1,000 characters of prefill, ten tokens in 0.1 s; a cache holds 20 conversations or so.
+    here.fleet(*peers(4, 55, slots=2, prefill=0.04, gap=0.01, cache_blocks=700))
+    here.route(policy=policy)
+    with here.load(asks, timeout=120) as load:
+        pass
+    assert all(r.ok for r in load.results), brief([r for r in load.results if not r.ok])
+    line.requests += len(load.results)
+    entries = [entry for report in here.report().values() for entry in report["log"]]
+    here.settled()
+    here.destroy()
+    # What a conversation said before could be held; its first turn and its newest message could not.
+    held = sum(entry["cached"] for entry in entries)
+    return load.results, held / sum(entry["chars"] for entry in entries)
+
+
+def test_affinity_brings_the_first_token_sooner(bed: MakeBed, row: MakeRow) -> None:
+    """Multi-turn chat at load 0.65 (of what least_busy makes of it): mean time to first token, share of hits."""
+    line = row("multi-turn chat, affinity against least_busy")
+    count, turns = scaled(250, 40), 8
+    # A turn has 5,500 characters on average; without any cache it works 0.32 s, at 8 slots that is load 0.65 with 16 turns/s.
+    rate = 0.65 * 8 / 0.32 / turns
+    firsts, parts, hits = {}, {}, {}
+    for policy in ("least_busy", "affinity"):
+        asks = conversations(count, turns, rate, 55)
+        results, parts[policy] = run_policy(bed, policy, asks, line)
+        firsts[policy] = sum(r.first for r in results) / len(results)
+        later = [r for r in results if r.tag != "0" and r.usage]
+        # A hit: more than the shared system prompt was held.
+        held = [((r.usage or {}).get("prompt_tokens_details") or {}).get("cached_tokens", 0) for r in later]
+        hits[policy] = sum(tokens * 4 > 1400 for tokens in held) / len(later)
+    gain = 1 - firsts["affinity"] / firsts["least_busy"]
+    line.say(f"first token {firsts['least_busy']:.3f} → {firsts['affinity']:.3f} s: {gain * 100:.0f} % sooner")
+    line.say(
+        f"hits {hits['least_busy']:.2f} → {hits['affinity']:.2f}, cached {parts['least_busy']:.2f} → {parts['affinity']:.2f}"
+    )
+    assert hits["affinity"] >= scaled(85, 80) / 100
+    assert gain >= scaled(50, 40) / 100
+
+
+def test_affinity_without_reuse_costs_nothing(bed: MakeBed, row: MakeRow) -> None:
+    line = row("no reuse, affinity against least_busy")
+    count, rate = scaled(3000, 250), 0.65 * 8 / 0.26
+    firsts = {}
+    for policy in ("least_busy", "affinity"):
+        results, _ = run_policy(bed, policy, lone_questions(count, rate, 56), line)
+        firsts[policy] = sum(r.first for r in results) / len(results)
+    worse = firsts["affinity"] / firsts["least_busy"] - 1
+    line.say(f"first token {firsts['least_busy']:.3f} → {firsts['affinity']:.3f} s: {worse * 100:+.1f} %")
+    assert worse <= scaled(3, 10) / 100
