@@ -496,7 +496,7 @@ def test_a_slow_peer_gets_less_and_stays_in(balancer: Balancer, engine: MakeEngi
         many(balancer, 16, 16, stream=True)
     peer = balancer.peer("a")
     assert 0.3 < peer["slow"] < 0.7
-    assert (peer["health"], peer["usable"]) == ("up", 1)
+    assert (peer["health"], peer["usable"]) == ("up", 4)
     assert all(balancer.peer(name)["slow"] == 0 for name in "bcd")
     before = len(engines[0].inference())
     answers = many(balancer, 60, 6, stream=True)

@@ -50,11 +50,10 @@ end
 
 --- Slots of a peer that came back: one, and one more each time that a slot's share of the time passed.
 -- @param slots all of them
--- @param most that it may get in the end
 -- @param since seconds that it has been back
 -- @param return_time seconds, above 0
-function M.opened(slots, most, since, return_time)
-    return math.max(1, math.min(most, 1 + math.floor(since * slots / return_time)))
+function M.opened(slots, since, return_time)
+    return math.max(1, math.min(slots, 1 + math.floor(since * slots / return_time)))
 end
 
 return M

@@ -7,7 +7,9 @@
 -- that its slots open one after the other over `return_time`.
 -- Out: after `probe_failures` in a row, or at once when a connection is refused. Also after `passive_failures` requests that
 -- failed there and succeeded elsewhere, but never more than half of a model's peers that way. Whoever goes out again soon is held
--- down, twice as long each time. Saying "busy" (503, 429) is no failure: it rests a moment. Nor is being slow: it gets fewer.
+-- down, twice as long each time.
+-- Saying "busy" (503, 429) is no failure: it rests a moment. Nor is being slow: it keeps its slots, which at full load are needed,
+-- but requests that can soon have another peer wait for that (placement.lua).
 --
 -- All of it lies in the shared dict, a few keys for each peer. Their sum, what a request must know, is the snapshot: each worker
 -- makes it anew only when the number `health_version` moved on.
@@ -328,29 +330,21 @@ local function set_of(text)
     return out
 end
 
---- Slots that a slow peer may use: in proportion to its pace.
-local function most_of(peer, slow)
-    local pace, extra = (slow or ""):match("^(%S+) (%S+)$")
-    if not pace then
-        return peer.slots, 0
-    end
-    return math.max(1, math.floor(peer.slots * pace)), tonumber(extra)
-end
-
 local function entry_of(d, peer, return_time)
     local id = peer.id
     local state = d:get("health:" .. id)
     local returned = state == UP and return_time > 0 and d:get("returned:" .. id) or nil
-    local most, slow = most_of(peer, d:get("slow:" .. id))
+    local slow = d:get("slow:" .. id)
     return {
-        up = state == UP, down = state == DOWN, resting_until = d:get("resting:" .. id), usable = most, most = most, slow = slow,
+        up = state == UP, down = state == DOWN, resting_until = d:get("resting:" .. id), usable = peer.slots,
+        slow = slow and tonumber(slow:match("%S+$")) or 0,
         lacks = set_of(d:get("lacks:" .. id)), cold = set_of(d:get("cold:" .. id)),
         slots = peer.slots, returned = returned, return_time = return_time,
     }
 end
 
 local function opened(entry, now)
-    return ejection.opened(entry.slots, entry.most, now - entry.returned, entry.return_time)
+    return ejection.opened(entry.slots, now - entry.returned, entry.return_time)
 end
 
 --- What is known about all peers.
@@ -374,7 +368,7 @@ function M.snapshot()
         for i = #returning, 1, -1 do
             local entry = returning[i]
             entry.usable = opened(entry, now)
-            if entry.usable == entry.most then
+            if entry.usable == entry.slots then
                 entry.returned = nil
                 table.remove(returning, i)
             end

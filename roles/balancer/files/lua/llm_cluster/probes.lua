@@ -27,7 +27,8 @@ local function within(seconds, f, ...)
         result = { f(...) }
         over:post(1)
     end, ...)
-    if not over:wait(seconds + GRACE) then
+    -- After a pause of the whole machine both are there: the answer and the time-out.
+    if not over:wait(seconds + GRACE) and not result then
         ngx.thread.kill(thread)
         return nil, "timeout"
     end
