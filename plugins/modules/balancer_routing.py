@@ -243,7 +243,7 @@ options:
             type: float
             default: 3
           hold_down:
-            description: Seconds that a peer stays out at least.
+            description: Seconds that a peer stays out at least, if failed requests took it out or it was out of late.
             type: float
             default: 4
           hold_down_max:
