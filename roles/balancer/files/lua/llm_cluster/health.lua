@@ -8,7 +8,7 @@
 -- Out: after `probe_failures` in a row, or at once when a connection is refused. Also after `passive_failures` requests that
 -- failed there and succeeded elsewhere, but never more than half of a model's peers that way. Whoever goes out again soon is held
 -- down, twice as long each time.
--- Saying "busy" (503, 429) is no failure: it rests a moment. Nor is being slow: it keeps its slots, which at full load are needed,
+-- Saying "busy" (503, 429) is no failure: it rests a moment. Nor is being slow: it keeps its slots, needed at full load,
 -- but requests that can soon have another peer wait for that (placement.lua).
 --
 -- All of it lies in the shared dict, a few keys for each peer. Their sum, what a request must know, is the snapshot: each worker
