@@ -18,7 +18,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jinja2
@@ -255,6 +255,17 @@ class Balancer:
             connection.request(method, path, data, sent)
             response = connection.getresponse()
             return Answer(response.status, {k.lower(): v for k, v in response.headers.items()}, response.read())
+        finally:
+            connection.close()
+
+    @contextlib.contextmanager
+    def stream(self, body: dict[str, Any]) -> Iterator[http.client.HTTPResponse]:
+        """An answer that is read as it comes."""
+        connection = self.connection()
+        sent = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), sent)
+        try:
+            yield connection.getresponse()
         finally:
             connection.close()
 

@@ -258,7 +258,6 @@ CLOSED = [
     ("GET", "/"),
     ("GET", "/state"),
     ("PUT", "/routing"),
-    ("GET", "/metrics"),
     ("GET", "/v1/chat/completions"),
     ("PUT", "/v1/chat/completions"),
     ("DELETE", "/v1/models/m"),

@@ -141,7 +141,7 @@ describe("prefix.keys", function()
     it("takes any bytes, in bounds and in time", function()
         local bodies = {
             '{"messages":' .. ("["):rep(199) .. ("]"):rep(199) .. "}",
-            '{"messages":[,,,]}', '{"messages":[{"a" 1 "b"}]}', '{"messages":[1,true,nul]}', '{"messages":["\255\254"]}',
+            '{"messages":[,,,]}', '{"messages":[{"a" 1 "b"}]}', '{"messages":[1,true,nul]}', '{"messages":["\\u00"]}',
             '{"messages":[' .. ("{},"):rep(3000000) .. "{}]}",
             '{"messages":[' .. ("1,"):rep(5000000) .. "1]}",
             '{"messages":["' .. ("\\\\"):rep(5000000) .. '"]}',
@@ -211,9 +211,9 @@ describe("prefix.holders", function()
 
     --- Ask on behalf of a request, then send it to this peer. Returns what holders() said.
     local function send(keys, peer, pin)
-        local own, shared = prefix.holders(keys, pin, view)
-        prefix.remember(keys, pin, peer, 0, TTL)
-        return own, shared
+        local holders = prefix.holders(keys, pin, view)
+        prefix.remember(keys, pin, peer, TTL)
+        return holders
     end
 
     local function turns(count, first)
@@ -260,27 +260,16 @@ describe("prefix.holders", function()
 
     it("does not let a system prompt decide", function()
         send(chat(system, message("user", "a")), view.n1)
-        local own, shared = prefix.holders(chat(system, message("user", "b")), nil, view)
-        assert.is_nil(own)
-        assert.same({ [view.n1.id] = 2 }, shared)
+        assert.is_nil(prefix.holders(chat(system, message("user", "b")), nil, view))
         local next_turn = chat(system, message("user", "a"), message("assistant", "x"), message("user", "b"))
-        own, shared = prefix.holders(next_turn, nil, view)
-        assert.same({ [view.n1.id] = 3 }, own)
-        assert.is_nil(shared)
+        assert.same({ [view.n1.id] = 3 }, prefix.holders(next_turn, nil, view))
     end)
 
     it("does not let a text decide from which many requests go on differently", function()
         local template = ("Translate the following to French. "):rep(60)
         for i = 1, 30 do
-            local own, shared = send(keys_of { prompt = template .. ("%04d "):format(i):rep(300) }, view.n1)
-            if i == 1 then
-                assert.same({}, { own, shared })
-            elseif i <= 9 then
-                assert.same({ [view.n1.id] = 2 }, own, i)
-            else
-                assert.is_nil(own, i)
-                assert.same({ [view.n1.id] = 2 }, shared)
-            end
+            local holders = send(keys_of { prompt = template .. ("%04d "):format(i):rep(300) }, view.n1)
+            assert.same(i >= 2 and i <= 9 and { [view.n1.id] = 2 } or nil, holders, i)
         end
         -- Still, a conversation of its own is found beyond it.
         local mine = template .. ("mine "):rep(500)
@@ -297,11 +286,9 @@ describe("prefix.holders", function()
         end
     end)
 
-    it("lets the same request be told apart from a conversation once it was sent often", function()
+    it("does not let one request decide that is sent again and again, nor writes it again", function()
         for i = 1, 20 do
-            local own, shared = send(chat(turns(1)), view.n1)
-            assert.equal(i >= 2 and i <= 9, own ~= nil)
-            assert.equal(i >= 10, shared ~= nil)
+            assert.equal(i >= 2 and i <= 9, send(chat(turns(1)), view.n1) ~= nil)
         end
         dict.writes = 0
         send(chat(turns(1)), view.n1)
@@ -341,14 +328,11 @@ describe("prefix.holders", function()
         for i = 1, 20 do
             send(chat(turns(2)), view["n" .. i])
         end
-        local _, shared = prefix.holders(chat(turns(2)), nil, view)
-        local count = 0
-        for _ in pairs(shared) do
-            count = count + 1
+        local keys = chat(turns(2))
+        prefix.holders(keys, nil, view)
+        for i = 1, 20 do
+            assert.equal(i > 4 and 2 or nil, keys.depths[view["n" .. i].id])
         end
-        assert.equal(16, count)
-        assert.is_nil(shared[view.n4.id])
-        assert.equal(2, shared[view.n20.id])
         for _, value in pairs(dict.values) do
             assert.is_true(#value <= 65)
         end
@@ -367,7 +351,7 @@ describe("prefix.holders", function()
     end)
 
     it("keeps nothing with a time of 0", function()
-        prefix.remember(chat(turns(3)), "p", view.n1, 0, 0)
+        prefix.remember(chat(turns(3)), "p", view.n1, 0)
         assert.equal(0, dict.writes)
     end)
 
@@ -381,13 +365,13 @@ describe("prefix.holders", function()
                 end
             end
             local keys = chat(turns(40))
-            local own, shared = prefix.holders(keys, nil, view)
-            for _, depth in pairs(own or shared or {}) do
+            for _, depth in pairs(prefix.holders(keys, nil, view) or {}) do
                 assert.is_true(depth >= 1 and depth <= 40)
             end
-            prefix.remember(keys, nil, view.n5, 0, TTL)
-            local again, common_now = prefix.holders(chat(turns(40)), nil, view)
-            assert.equal(40, (again or common_now)[view.n5.id])
+            prefix.remember(keys, nil, view.n5, TTL)
+            local again = chat(turns(40))
+            prefix.holders(again, nil, view)
+            assert.equal(40, again.depths[view.n5.id])
         end
     end)
 end)

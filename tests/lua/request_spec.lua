@@ -154,7 +154,51 @@ describe("request.parse", function()
     end)
 end)
 
+describe("request.parse", function()
+    it("takes no model name that is not UTF-8", function()
+        assert.is_nil((request.parse('{"model":"a\255"}', {})))
+        assert.is_nil((request.parse('{"model":"a\195"}', {})))
+        assert.equal("\195\169\226\130\172\240\159\152\128",
+            request.parse('{"model":"\195\169\226\130\172\240\159\152\128"}', {}).model)
+    end)
+end)
+
+describe("request.parse, on text", function()
+    -- Every kind of character at its bounds, and what is just outside (Unicode 15, table 3-7).
+    local good = {
+        "\1", "\127", "\194\128", "\223\191", "\224\160\128", "\237\159\191", "\238\128\128", "\239\191\191",
+        "\240\144\128\128", "\244\143\191\191",
+    }
+    local bad = {
+        "\128", "\191", "\192\128", "\193\191", "\194", "\194a", "\224\159\191", "\224\160", "\237\160\128",
+        "\240\143\191\191", "\240\144\128", "\244\144\128\128", "\245\128\128\128", "\255", "\226\130a",
+    }
+
+    it("takes UTF-8 at any place and refuses everything else", function()
+        for before = 0, 70 do
+            for _, text in ipairs(good) do
+                assert.is_table((request.parse('{"a":"' .. ("x"):rep(before) .. text .. '"}', {})))
+            end
+            for _, text in ipairs(bad) do
+                local got, words = request.parse('{"a":"' .. ("x"):rep(before) .. text .. ("y"):rep(70 - before) .. '"}', {})
+                assert.is_nil(got)
+                assert.equal("The body is not UTF-8 at byte " .. (before + 7) .. ".", words)
+            end
+        end
+    end)
+end)
+
 describe("request.pieces", function()
+    it("keeps a client from saying how long a model stays", function()
+        local function body(text, model)
+            return table.concat(request.pieces(request.parse(text, {}), model))
+        end
+        assert.equal('{"keep_alive":null,"model":"m"}', body('{"keep_alive":0,"model":"m"}'))
+        assert.equal('{"model":"x", "keep_alive": null }', body('{"model":"m", "keep_alive": "0s" }', "x"))
+        assert.equal('{"model":"x","keep_alive":null}', body('{"keep_alive":{"a":[1]}}', "x"))
+        assert.is_nil((request.parse('{"model":"m","Keep_Alive":0}', {})))
+    end)
+
     local function spliced(body, model)
         return table.concat(request.pieces(request.parse(body, {}), model))
     end

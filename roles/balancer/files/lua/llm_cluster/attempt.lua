@@ -49,6 +49,11 @@ local function call(ctx, peer, limits, watch)
     while true do
         local connection, err, detail = exchange.connect(peer, limits.connect_timeout, fresh)
         if not connection then
+            if fresh and err == "refused" then
+                -- The peer died with this request in its hands: that is more than a connection grown old.
+                health.refused(peer)
+                return nil, "closed"
+            end
             return nil, err, detail
         end
         ctx.sent = ngx.now()
@@ -107,15 +112,15 @@ local function relay(ctx, peer, connection, head, splitter, text, limits)
         return { kind = "broken", error = ending }
     end
     local tokens = ctx.usage and ctx.usage.completion or pieces
-    health.measured(peer, first - ctx.sent, tokens, ngx.now() - first)
+    health.measured(peer, first - ctx.sent, tokens, ngx.now() - first, ctx.model, ctx.unread)
     return { kind = "streamed" }
 end
 
 --- Try.
 -- @param ctx the request: surface, pieces, length, id, start …; sets ttfb once the client is being answered
 -- @return {kind = …}: "streamed"; "broken" (error: to be sent as an event); "answer" (peer, head, body: whole, nothing sent
---   yet); "client_left", "shutdown", "ejected" (the peer was, meanwhile); "timeout" (no first byte); "refused", "unreachable", "closed",
---   "silent", "garbage" (detail: words)
+--   yet); "client_left", "shutdown", "ejected" (the peer was, meanwhile); "timeout" (no first byte); "refused", "unreachable",
+--   "closed", "silent", "garbage" (detail: words)
 function M.run(ctx, peer, limits)
     local id = peer.id
     local function watch()

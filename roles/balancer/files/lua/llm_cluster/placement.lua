@@ -10,10 +10,11 @@
 -- A peer that is slow at present is a last resort: a request takes it once it has waited as long as it would lose there (the
 -- break-even rule of ski rental: at most twice the best possible in hindsight).
 --
--- A request ("want") is {model, avoid = {peer id = true} or nil: peers that failed it, preferred = {peer id = true} or nil: by
--- its route, holders = {peer id = depth} or nil: who holds how much of its prefix, since = seconds, slotless = boolean}. The
--- fleet is {now = seconds, policy, health = {peer id = {up, resting_until, lacks, cold, slow}}, drained = {peer id = true}, busy
--- = function(id) → slots in use, usable = function(peer, now) → slots that it may use now}.
+-- A request ("want"): {model, since = seconds, slotless = boolean, avoid = {peer id = true} or nil: peers that failed it,
+--   preferred = {peer id = true} or nil: by its route, holders = {peer id = depth} or nil: who holds how much of its prefix,
+--   common = the same for a prefix that many requests share, has_fallback = boolean: another model may do}
+-- The fleet: {now = seconds, policy, health = {peer id = {up, resting_until, lacks, cold, slow}}, drained = {peer id = true},
+--   busy = function(id) → slots in use, usable = function(peer, now) → slots that it may use now}
 
 local M = {}
 
@@ -80,9 +81,9 @@ function M.choose(peers, want, fleet, clock)
     if not any then
         return nil, avoided and "avoided" or "out"
     end
-    local by_prefix = fleet.policy == "affinity" and want.holders
+    local affinity = fleet.policy == "affinity"
     local by_load = fleet.policy ~= "weighted_round_robin"
-    local best, best_tier, best_depth, best_load, best_tag
+    local best, best_tier, best_depth, best_load, best_common, best_tag
     for i = 1, #peers do
         local peer = peers[i]
         if in_rotation(peer, want, fleet) and not avoids(want, peer) and not (primary and peer.backup)
@@ -91,16 +92,26 @@ function M.choose(peers, want, fleet, clock)
             local id = peer.id
             local busy = fleet.busy(id)
             if want.slotless or busy < fleet.usable(peer, fleet.now) then
-                local level, depth = tier(peer, want, fleet), by_prefix and by_prefix[id] or 0
+                local level, depth = tier(peer, want, fleet), affinity and want.holders and want.holders[id] or 0
                 local load = by_load and busy / (peer.slots * peer.weight) or 0
+                local shared = affinity and want.common and want.common[id] or 0
                 local tag = max(clock.tags[id] or 0, clock.now)
-                local better = not best or level > best_tier
-                if not better and level == best_tier then
-                    better = depth > best_depth
-                        or depth == best_depth and (load < best_load or load == best_load and tag < best_tag)
+                local better = not best
+                if not better then
+                    if level ~= best_tier then
+                        better = level > best_tier
+                    elseif depth ~= best_depth then
+                        better = depth > best_depth
+                    elseif load ~= best_load then
+                        better = load < best_load
+                    elseif shared ~= best_common then
+                        better = shared > best_common
+                    else
+                        better = tag < best_tag
+                    end
                 end
                 if better then
-                    best, best_tier, best_depth, best_load, best_tag = peer, level, depth, load, tag
+                    best, best_tier, best_depth, best_load, best_common, best_tag = peer, level, depth, load, shared, tag
                 end
             end
         end

@@ -8,12 +8,12 @@
 -- caching). For each key the dict llm_prefix keeps who was sent it, in 4 bytes for each peer, newest first.
 --
 -- Not every match is worth a busier peer. A system prompt, tools, or a template is shared by very many conversations; ranking by
--- it would pull all of them to the peer that saw it first while others idle (SGLang's router weighs matches against load with
--- fixed thresholds, which does not hold for nodes with few slots). So a match is the request's *own* only if
+-- it would pull all of them to the peer that saw it first while others idle, and there they would drive each other out of its
+-- cache. (SGLang's router weighs matches against load with fixed thresholds, which does not hold for nodes with few slots.) So a
+-- match counts only if
 --   - it goes beyond tools, system prompt and the system messages at the start, and
 --   - fewer than MANY requests ended their match at that very block: where many part ways, the text before is a common one.
--- Own matches rank before load. Shared ones are told apart, for choosing among peers that are equally busy: so a common
--- beginning spreads over as many peers as the load needs, and is soon held by all of them.
+-- Otherwise load decides, and a common beginning is soon held by every peer.
 
 local ffi = require "ffi"
 
@@ -237,13 +237,13 @@ end
 -- @param keys from keys(); it notes the depths for remember()
 -- @param pin from pin(), or nil
 -- @param view nil for the one in force
--- @return {peer.id = number of leading blocks that it holds of this very conversation; #keys + 1 for a pinned peer}, or nil if
---   nobody does; and the same for those who hold a beginning that many conversations share, only if the first is nil
+-- @return {peer.id = number of leading blocks that it holds; #keys + 1 for a pinned peer}, or nil if nobody holds more than what
+--   many conversations share
 function M.holders(keys, pin, view)
     local dict = ngx.shared[DICT]
     local ids = ids_by_tag(view or peers.view())
     local depths, count = {}, #keys
-    local own, common = nil, nil
+    local own
     local depth, value = 0, nil
     if count > 0 then
         depth, value = deepest(dict, keys, 0, count)
@@ -258,7 +258,6 @@ function M.holders(keys, pin, view)
             newcomers(value, ids, depths, depth)
         end
         if not is_own then
-            common = search == 1 and depths or nil
             break
         end
         own = depths
@@ -272,7 +271,7 @@ function M.holders(keys, pin, view)
         end
         own = with
     end
-    return own and next(own) and own or nil, common and next(common) and common or nil
+    return own and next(own) and own or nil
 end
 
 --- Is it about to be forgotten? Then it is not, nor what is before it.
@@ -295,9 +294,8 @@ end
 -- @param keys from keys(), seen by holders()
 -- @param pin from pin(), or nil
 -- @param peer
--- @param _ its depth, which is known already
 -- @param ttl seconds it is thought to hold it; 0 keeps nothing
-function M.remember(keys, pin, peer, _, ttl)
+function M.remember(keys, pin, peer, ttl)
     if ttl <= 0 then
         return
     end

@@ -172,7 +172,8 @@ local function fall_back(ctx, view)
     if not model then
         return false
     end
-    ctx.fell_back, ctx.rule, ctx.model, ctx.want.model = true, nil, model, model
+    ctx.fell_back, ctx.rule, ctx.model = true, nil, model
+    ctx.want.model, ctx.want.has_fallback = model, nil
     set_pieces(ctx, name)
     return true
 end
@@ -181,20 +182,23 @@ end
 
 --- Note who holds how much of the request's prefix.
 local function look_up_prefix(ctx, view)
-    if view.table.policy ~= "affinity" or ctx.surface.slotless then
+    if view.table.policy ~= "affinity" or ctx.surface.slotless or #view.peers == 1 then
         return
     end
     ctx.pin = prefix.pin(ctx.parsed, ngx.var.http_x_llm_session)
-    ctx.prefix = prefix.keys(ctx.parsed, ctx.model)
-    ctx.want.holders = prefix.holders(ctx.prefix, ctx.pin)
+    ctx.prefix = prefix.keys(ctx.parsed, ctx.model, ctx.surface.path)
+    ctx.want.holders, ctx.want.common = prefix.holders(ctx.prefix, ctx.pin, view)
 end
 
---- Remember that the peer will hold the prefix now.
+--- Remember that the peer will hold the prefix now, and note how much it has still to read.
 local function remember_prefix(ctx, peer, view)
+    ctx.unread = ctx.length
     if ctx.prefix then
         local holders = ctx.want.holders
         ctx.affinity = holders and (holders[peer.id] and "hit" or "miss") or nil
-        prefix.remember(ctx.prefix, ctx.pin, peer, holders and holders[peer.id] or 0, view.limits.affinity_ttl)
+        local held = holders and holders[peer.id]
+        ctx.unread = held and ctx.length * math.max(0, 1 - held / #ctx.prefix) or ctx.length
+        prefix.remember(ctx.prefix, ctx.pin, peer, view.limits.affinity_ttl)
     end
 end
 
@@ -263,6 +267,8 @@ local function place(ctx)
                     return claimed(ctx, peer)
                 end
                 return nil, why
+            elseif why == "out" and fall_back(ctx, view) then
+                waiter = nil
             elseif why ~= "changed" then
                 return nil, why
             end
@@ -364,7 +370,7 @@ local function conclude(ctx, peer, outcome)
         if outcome.head.status < 300 then
             blame_the_others(ctx)
             ctx.usage = usage.find(outcome.body)
-            health.measured(peer, ngx.now() - ctx.sent, ctx.usage and ctx.usage.completion or 0, ngx.now() - ctx.sent)
+            health.measured(peer, ngx.now() - ctx.sent, ctx.usage and ctx.usage.completion, nil, ctx.model, ctx.unread)
         end
         attempt.send(ctx, outcome)
     else
@@ -392,6 +398,7 @@ local function infer(ctx, view)
         return fail(ctx, err)
     end
     ctx.want = { model = ctx.model, since = ctx.start, slotless = ctx.surface.slotless, avoid = {} }
+    ctx.want.has_fallback = ctx.rule and ctx.rule.fallback ~= nil
     ctx.deadline = ngx.now() + view.limits.queue_timeout
     look_up_prefix(ctx, view)
     budget.earn(view.limits.retry_budget)
@@ -511,8 +518,11 @@ end
 local NGINX_ERRORS = {
     ["400"] = { 400, "bad_request", "The request is not valid HTTP." },
     ["403"] = { 403, "forbidden", "This address is not among those that may see this page." },
+    ["405"] = { 405, "method_not_allowed", "This method is not allowed." },
     ["413"] = { 413, "request_too_large", "The body is too large." },
     ["414"] = { 414, "bad_request", "The request line is too long." },
+    ["501"] = { 400, "bad_request", "This transfer encoding is not known." },
+    ["505"] = { 400, "bad_request", "This version of HTTP is not known." },
     ["494"] = { 400, "headers_too_large", "The headers are too large." },
     ["497"] = { 400, "tls_required", "This port speaks HTTPS." },
 }

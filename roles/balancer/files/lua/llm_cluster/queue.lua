@@ -244,7 +244,7 @@ function M.leave(waiter)
         local granted = waiter.granted or d:get(pid .. ":g:" .. number)
         tickets.remove(d, number, pid)
         d:delete(pid .. ":g:" .. number)
-        tickets.tidy(d, waiter.key, (totals(d)))
+        tickets.tidy(d, waiter.set.key, (totals(d)))
         uncount(d, waiter)
         if granted then
             slots.put_back(granted, pid)
@@ -273,7 +273,7 @@ function M.join(number, set, want, bytes, again)
         end
     end
     local pid = ngx.worker.pid()
-    local waiter = { number = number, semaphore = semaphore.new(0), key = set.key, bytes = bytes, view = view }
+    local waiter = { number = number, semaphore = semaphore.new(0), set = set, want = want, bytes = bytes, view = view }
     waiters[number] = waiter
     count = count + 1
     d:incr(pid .. ":w", 1, 0)
@@ -322,12 +322,28 @@ local function lead(number)
     end
 end
 
+--- Is it no use to wait: only peers are left that failed this request, or none while there is another model to fall back to?
+-- @return "avoided", "out" or nil
+local function hopeless(waiter)
+    local want = waiter.want
+    if want.has_fallback or next(want.avoid) then
+        local _, why = placement.choose(waiter.set.peers, want, fleet_now(peers.view()), clock)
+        if why == "avoided" or why == "out" and want.has_fallback then
+            return why
+        end
+    end
+    return nil
+end
+
 --- Wait for the slot.
 -- @param waiter from join()
 -- @param deadline ngx.now() value
 -- @param watch function returning a reason to stop, or nil
--- @return peer id; or nil and "changed" (there is another routing table; the place is kept), or "deadline" or what watch() said
---   (the place is given up)
+-- @return peer id; or nil and "changed" (there is another routing table; the place is kept); or nil and "deadline", "avoided"
+-- (only
+--   peers that failed the request are left), "out" (all peers are, and there is a fallback) or what watch() said: the place is
+-- given
+--   up
 function M.wait(waiter, deadline, watch)
     local look_at = ngx.now() + LOOK
     while true do
@@ -351,7 +367,7 @@ function M.wait(waiter, deadline, watch)
         end
         if now >= look_at then
             look_at = now + LOOK
-            local reason = watch()
+            local reason = watch() or hopeless(waiter)
             if reason then
                 M.leave(waiter)
                 return nil, reason

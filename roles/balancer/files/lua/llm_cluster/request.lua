@@ -14,6 +14,7 @@ local scanner = require "llm_cluster.scanner"
 local shape = require "llm_cluster.shape"
 
 local find, lower, sub = string.find, string.lower, string.sub
+local bad_utf8 = scanner.bad_utf8
 local closing_quote, skip_space, skip_value = scanner.closing_quote, scanner.skip_space, scanner.skip_value
 
 local bytes_t = ffi.typeof("const uint8_t *")
@@ -100,7 +101,7 @@ function M.scan(body)
         return nil, "something follows the JSON object at byte " .. (i + 1)
     end
     -- Go reads keys without regard to case, C++ does not: a name we act on must be spelt exactly.
-    for _, name in ipairs { "model", "stream", "name" } do
+    for _, name in ipairs { "model", "stream", "name", "keep_alive" } do
         if seen[name] and not fields[name] then
             return nil, "the top-level key '" .. name .. "' must be written in lower case"
         end
@@ -139,6 +140,11 @@ function M.parse(body, opts)
     if not fields then
         return nil, "Malformed JSON: " .. brace .. "."
     end
+    -- Engines disagree about bytes that are no text: some answer 500, some put in other characters.
+    local bad = bad_utf8(ffi.cast(bytes_t, body), #body)
+    if bad then
+        return nil, "The body is not UTF-8 at byte " .. (bad + 1) .. "."
+    end
     local request = { fields = fields, brace = brace, empty = empty, body = body, stream = opts.stream_default or false }
     local key = "model"
     local field = fields.model
@@ -174,21 +180,36 @@ function M.text(request, key)
     return text ~= "" and text or nil
 end
 
---- The body with this model in it, as a list of strings to send one after the other.
+--- The body as it goes to a peer, as a list of strings to send one after the other.
+--
+-- `keep_alive` becomes null, which Ollama takes for absent: when a model leaves a node's memory is not for a client to say.
 -- @param request what parse() gave
--- @param model string|nil: nil leaves the body as it is
+-- @param model string|nil: to be in it; nil leaves what is there
 function M.pieces(request, model)
-    local body = request.body
-    if not model then
+    local body, model_field, keep_alive = request.body, request.model_field, request.fields.keep_alive
+    if not model and not keep_alive then
         return { body }
     end
-    local text = cjson.encode(model):gsub("\\/", "/")
-    local field = request.model_field
-    if field then
-        return { sub(body, 1, field.first - 1), text, sub(body, field.last + 1) }
+    local text = model and cjson.encode(model):gsub("\\/", "/")
+    local edits = {}
+    if text and model_field then
+        edits[1] = { first = model_field.first, last = model_field.last, text = text }
+    elseif text then
+        local comma = request.empty and "" or ","
+        edits[1] = { first = request.brace + 1, last = request.brace, text = '"model":' .. text .. comma }
     end
-    local comma = request.empty and "" or ","
-    return { sub(body, 1, request.brace), '"model":', text, comma, sub(body, request.brace + 1) }
+    if keep_alive then
+        edits[#edits + 1] = { first = keep_alive.first, last = keep_alive.last, text = "null" }
+    end
+    table.sort(edits, function(a, b) return a.first < b.first end)
+    local out, from = {}, 1
+    for _, edit in ipairs(edits) do
+        out[#out + 1] = sub(body, from, edit.first - 1)
+        out[#out + 1] = edit.text
+        from = edit.last + 1
+    end
+    out[#out + 1] = sub(body, from)
+    return out
 end
 
 return M

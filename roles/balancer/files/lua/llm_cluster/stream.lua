@@ -4,6 +4,7 @@
 --- A peer's stream on its way to the client: whole events only, and an end that nobody can mistake.
 
 local errors = require "llm_cluster.errors"
+local lifetime = require "llm_cluster.lifetime"
 local usage = require "llm_cluster.usage"
 
 local find = string.find
@@ -89,7 +90,11 @@ function M.relay(ctx, peer, connection, splitter, text, limits, watch)
             end
         end
         local piece, err
-        piece, err, detail = connection:read_body(splitter.complete and AFTER_END or limits.stream_idle_timeout, watch)
+        if lifetime.is_over() and not splitter.complete then -- a stream that never pauses is not watched otherwise
+            err = "shutdown"
+        else
+            piece, err, detail = connection:read_body(splitter.complete and AFTER_END or limits.stream_idle_timeout, watch)
+        end
         if piece then
             text, detail = splitter:feed(piece)
             failed = not text and "garbage" or nil
