@@ -21,13 +21,22 @@ local function others(n, ...)
     return out
 end
 
+--- The verdict on a peer among others.
+local function judge(peer, rest)
+    local all = { peer }
+    for _, other in ipairs(rest) do
+        all[#all + 1] = other
+    end
+    return speed.judge(peer, speed.means(all))
+end
+
 local function near(expected, found)
     assert.is_true(math.abs(expected - found) < 1e-6, expected .. " is not " .. tostring(found))
 end
 
 describe("speed.judge", function()
     it("finds who needs five times as long, and what that costs", function()
-        local pace, extra = speed.judge(record(5, 1), others(9, 20, 0.2))
+        local pace, extra = judge(record(5, 1), others(9, 20, 0.2))
         near(0.2, pace)
         near(0.8, extra)
     end)
@@ -35,40 +44,56 @@ describe("speed.judge", function()
     it("compares with the median: one slow peer doesn't hide another", function()
         local rest = others(5, 20, 0.2)
         rest[6] = record(20, 10)
-        near(0.2, (speed.judge(record(8, 1), rest)))
-        near(1, (speed.judge(record(8, 0.2), rest)))
+        near(0.2, (judge(record(8, 1), rest)))
+        near(1, (judge(record(8, 0.2), rest)))
+    end)
+
+    it("compares with the others only, whatever their number and order", function()
+        math.randomseed(3)
+        for _ = 1, 300 do
+            local n, all, rest = math.random(1, 9), {}, {}
+            for i = 1, n do
+                all[i] = record(9, math.random(1, 5))
+                rest[i] = all[i].groups["first\tm\t10"][2] / 9
+            end
+            local own = record(9, math.random(1, 5))
+            table.sort(rest)
+            local middle = (rest[math.floor((n + 1) / 2)] + rest[math.ceil((n + 1) / 2)]) / 2
+            local mean = own.groups["first\tm\t10"][2] / 9
+            near(math.min(1, middle / mean), (judge(own, all)))
+        end
     end)
 
     it("says nothing without five samples of the peer and of another", function()
-        assert.is_nil(speed.judge(record(4, 1), others(9, 20, 0.2)))
-        assert.is_nil(speed.judge(record(20, 1), others(9, 4, 0.2)))
-        assert.is_nil(speed.judge(record(20, 1), {}))
-        assert.is_nil(speed.judge({ at = 0, groups = {} }, others(9, 20, 0.2)))
+        assert.is_nil(judge(record(4, 1), others(9, 20, 0.2)))
+        assert.is_nil(judge(record(20, 1), others(9, 4, 0.2)))
+        assert.is_nil(judge(record(20, 1), {}))
+        assert.is_nil(judge({ at = 0, groups = {} }, others(9, 20, 0.2)))
     end)
 
     it("compares only the like", function()
-        assert.is_nil(speed.judge(record(20, 5, 0, "first\tm\t14"), others(9, 20, 0.2, 0, "first\tm\t8")))
-        assert.is_nil(speed.judge(record(20, 5, 0, "first\tbig\t8"), others(9, 20, 0.2, 0, "first\tsmall\t8")))
+        assert.is_nil(judge(record(20, 5, 0, "first\tm\t14"), others(9, 20, 0.2, 0, "first\tm\t8")))
+        assert.is_nil(judge(record(20, 5, 0, "first\tbig\t8"), others(9, 20, 0.2, 0, "first\tsmall\t8")))
     end)
 
     it("doesn't take noise or milliseconds for slowness", function()
-        near(1, (speed.judge(record(5, 0.5, 0.45), others(9, 20, 0.24))))
-        near(0.24 / 0.5, (speed.judge(record(60, 0.5, 0.45), others(9, 20, 0.24))))
-        local pace, extra = speed.judge(record(50, 0.01), others(9, 50, 0.001))
+        near(1, (judge(record(5, 0.5, 0.45), others(9, 20, 0.24))))
+        near(0.24 / 0.5, (judge(record(60, 0.5, 0.45), others(9, 20, 0.24))))
+        local pace, extra = judge(record(50, 0.01), others(9, 50, 0.001))
         assert.same({ 1, 0 }, { pace, extra })
     end)
 
     it("judges tokens by what an answer loses", function()
         -- 20 tokens an answer: 0.01 s more for each is 0.2 s.
-        near(0.5, (speed.judge(record(8, 0.02, 0, "token\tm", 20), others(3, 8, 0.01, 0, "token\tm", 20))))
-        near(1, (speed.judge(record(8, 0.002, 0, "token\tm", 20), others(3, 8, 0.001, 0, "token\tm", 20))))
+        near(0.5, (judge(record(8, 0.02, 0, "token\tm", 20), others(3, 8, 0.01, 0, "token\tm", 20))))
+        near(1, (judge(record(8, 0.002, 0, "token\tm", 20), others(3, 8, 0.001, 0, "token\tm", 20))))
     end)
 
     it("takes the worse of first byte and tokens, and its loss from the first byte", function()
         local peer, other = record(8, 0.3), record(8, 0.2)
         peer.groups["token\tm"] = record(8, 0.1, 0, "x", 20).groups.x
         other.groups["token\tm"] = record(8, 0.02, 0, "x", 20).groups.x
-        local pace, extra = speed.judge(peer, { other })
+        local pace, extra = judge(peer, { other })
         near(0.2, pace)
         near(0.1, extra)
     end)
@@ -116,7 +141,7 @@ describe("speed.merge", function()
             after = after + 1
             merged = speed.merge(merged, { ["whole\tm"] = { 1, 1, 1, 1 } }, 120 + after)
             other = speed.merge(other, { ["whole\tm"] = { 2, 0.4, 0.08, 2 } }, 120 + after)
-        until (speed.judge(merged, { other })) < 0.5 or after > 60
+        until (judge(merged, { other })) < 0.5 or after > 60
         assert.is_true(after <= 20, after .. " s")
     end)
 end)

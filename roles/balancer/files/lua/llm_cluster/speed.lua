@@ -12,7 +12,7 @@
 -- the same moment lose a second of one of them). A record is an average whose weights fade with age, by 1/e in FADE seconds: at a
 -- steady rate it weighs as many samples as came in FADE seconds.
 --
--- merge() and judge() are pure.
+-- merge(), means() and judge() are pure.
 
 local cjson = require "cjson.safe"
 
@@ -91,33 +91,47 @@ function M.merge(record, added, now)
     return { at = now, groups = groups }
 end
 
-local function median(list)
-    table.sort(list)
-    local n = #list
-    return n % 2 == 1 and list[(n + 1) / 2] or (list[n / 2] + list[n / 2 + 1]) / 2
-end
-
---- What the others need for the like: the median of their means, or nil if no other has enough samples.
-local function of_others(others, group)
-    local means = {}
-    for _, record in ipairs(others) do
-        local sums = record.groups[group]
-        if sums and sums[1] >= ENOUGH then
-            means[#means + 1] = sums[2] / sums[1]
+--- What peers need on average, by group, of those with enough samples.
+-- @param records list of records that have faded to the same moment (merge() with nothing)
+-- @return {group = ascending list of seconds}
+function M.means(records)
+    local out = {}
+    for _, record in ipairs(records) do
+        for group, sums in pairs(record.groups) do
+            if sums[1] >= ENOUGH then
+                out[group] = out[group] or {}
+                table.insert(out[group], sums[2] / sums[1])
+            end
         end
     end
-    return means[1] and median(means)
+    for _, list in pairs(out) do
+        table.sort(list)
+    end
+    return out
 end
 
---- Compare a peer's record with those of others. The records must have faded to the same moment (merge() with nothing).
+--- The median of a sorted list that holds `own`, without that; nil if nothing is left.
+local function median_without(list, own)
+    local n, at = #list - 1, 1
+    if n == 0 then
+        return nil
+    end
+    while list[at] < own do
+        at = at + 1
+    end
+    local low, high = math.floor((n + 1) / 2), math.ceil((n + 1) / 2)
+    return (list[low < at and low or low + 1] + list[high < at and high or high + 1]) / 2
+end
+
+--- Compare a peer's record with the others'.
 -- @param record of the peer
--- @param others list of records
+-- @param means from means(), of all records with this one
 -- @return pace (1: as fast as the others; 0.2: it needs five times as long) and extra (seconds that it loses until the first
 --   byte, 0 unless pace is below 1); or nil if there is too little to say anything
-function M.judge(record, others)
+function M.judge(record, means)
     local kinds = {}
     for group, sums in pairs(record.groups) do
-        local theirs = sums[1] >= ENOUGH and of_others(others, group)
+        local theirs = sums[1] >= ENOUGH and median_without(means[group], sums[2] / sums[1])
         if theirs then
             local name = group:match("^%a+")
             local kind = kinds[name] or { answers = 0, needed = 0, theirs = 0, variance = 0 }
@@ -170,19 +184,18 @@ end
 -- @param view from peers.view()
 -- @return list of {peer, pace, extra}
 function M.judge_all(view)
-    local d, now, records, out = ngx.shared[DICT], ngx.now(), {}, {}
+    local d, now, out = ngx.shared[DICT], ngx.now(), {}
+    local measured, records = {}, {}
     for _, peer in ipairs(view.peers) do
         local text = d:get("speed:" .. peer.id)
-        records[peer] = text and M.merge(cjson.decode(text), {}, now)
-    end
-    for peer, record in pairs(records) do
-        local others = {}
-        for other, theirs in pairs(records) do
-            if other ~= peer then
-                others[#others + 1] = theirs
-            end
+        if text then
+            measured[#measured + 1] = peer
+            records[#records + 1] = M.merge(cjson.decode(text), {}, now)
         end
-        local pace, extra = M.judge(record, others)
+    end
+    local means = M.means(records)
+    for i, peer in ipairs(measured) do
+        local pace, extra = M.judge(records[i], means)
         if pace then
             out[#out + 1] = { peer = peer, pace = pace, extra = extra }
         end
