@@ -48,7 +48,7 @@ INVENTORY: dict[str, Any] = {
             },
         }
     },
-    "llm_balancers": {"hosts": {"balancer": {"llm_address": "192.0.2.10", "balancer_queue_length": 7}}},
+    "llm_balancers": {"hosts": {"balancer": {"llm_address": "192.0.2.10"}}},
 }
 PLAYS = [
     {
@@ -107,7 +107,7 @@ def run(folder: Path, limit: str, **variables: Any) -> tuple[int, str, dict[str,
 
 
 def test_nodes_outside_the_run_have_their_labels_and_one_that_is_down_stops_nothing(tmp_path: Path) -> None:
-    code, output, result = run(tmp_path, "balancer")
+    code, output, result = run(tmp_path, "balancer", balancer_queue_length=7)
     assert code == 0, output
     # Here a run once ended: successfully, and without having done anything.
     assert result, output
