@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import re
 import time
 from typing import Any
 
 import pytest
-from balancer.harness import KEY, Balancer, MakeBalancer, MakeEngine, hashed, table, wait_for
+from balancer.harness import KEY, ROOT, Balancer, MakeBalancer, MakeEngine, hashed, table, wait_for
 from prometheus_client.parser import text_string_to_metric_families
 
 USAGE = {
@@ -109,6 +110,23 @@ def test_format_is_whole(fresh: Balancer, engine: MakeEngine) -> None:
         assert buckets == sorted(buckets), "buckets are cumulative (one set of labels here)"
         count = next(s.value for s in family.samples if s.name.endswith("_count"))
         assert buckets[-1] == count
+
+
+def test_documented(fresh: Balancer) -> None:
+    names = set(re.findall(r"# TYPE (\S+) ", Scrape(fresh).text))
+    text = (ROOT / "docs/monitoring.md").read_text()
+    table_rows = "\n".join(line for line in text.splitlines() if line.startswith("| `llm_cluster_"))
+    assert set(re.findall(r"llm_cluster_\w+", table_rows)) == names
+    used = {re.sub(r"_(bucket|sum|count)$", "", name) for name in re.findall(r"\bllm_cluster_\w+", text)}
+    assert used == names, "the rules use metrics that exist"
+
+
+def test_access_log_is_documented() -> None:
+    template = (ROOT / "roles/balancer/templates/nginx.conf.j2").read_text()
+    fields = re.findall(r'"(\w+)":', template[template.index("log_format llm") : template.index("access_log {{")])
+    text = (ROOT / "docs/monitoring.md").read_text()
+    assert len(fields) > 15
+    assert [field for field in fields if f"`{field}`" not in text] == []
 
 
 def test_gauges_say_what_is(fresh: Balancer, engine: MakeEngine) -> None:
