@@ -6,8 +6,10 @@
 -- Offsets count from 0; a range is [first, end). Strings are skipped with memchr. Nothing here reads at or beyond the end it is
 -- given, whatever the bytes are.
 
+local bit = require "bit"
 local ffi = require "ffi"
 
+local band, bor = bit.band, bit.bor
 local byte, find, sub = string.byte, string.find, string.sub
 
 ffi.cdef [[
@@ -15,6 +17,8 @@ void *memchr(const void *s, int c, size_t n);
 ]]
 local C = ffi.C
 local bytes_t = ffi.typeof("const uint8_t *")
+local words_t = ffi.typeof("const int32_t *")
+local HIGH_BITS = bit.tobit(0x80808080)
 
 local MAX_DEPTH = 200
 
@@ -34,6 +38,54 @@ do
 end
 
 local M = { MAX_DEPTH = MAX_DEPTH, CLASS = CLASS }
+
+--- The offset after a character that starts at i, or nil if it is no character of UTF-8 (Unicode 15, table 3-7).
+local function after_character(p, i, n)
+    local c = p[i]
+    if c < 0x80 then
+        return i + 1
+    end
+    local length = c < 0xC2 and 0 or c < 0xE0 and 2 or c < 0xF0 and 3 or c < 0xF5 and 4 or 0
+    if length == 0 or i + length > n then
+        return nil
+    end
+    local second = p[i + 1]
+    if c == 0xE0 and second < 0xA0 or c == 0xED and second > 0x9F
+        or c == 0xF0 and second < 0x90 or c == 0xF4 and second > 0x8F
+    then
+        return nil
+    end
+    for at = i + 1, i + length - 1 do
+        if band(p[at], 0xC0) ~= 0x80 then
+            return nil
+        end
+    end
+    return i + length
+end
+
+--- The offset of the first byte that is not UTF-8, or nil. 32 bytes at a time while they are ASCII.
+function M.bad_utf8(p, n)
+    local i = 0
+    while i < n do
+        local stop = i + 32
+        if stop <= n then
+            local w = ffi.cast(words_t, p + i)
+            if band(bor(w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]), HIGH_BITS) == 0 then
+                i = stop
+            end
+        else
+            stop = n
+        end
+        while i < stop do
+            local after = after_character(p, i, n)
+            if not after then
+                return i
+            end
+            i = after
+        end
+    end
+    return nil
+end
 
 --- First offset at or after i that is not white space.
 function M.skip_space(p, i, n)
