@@ -537,8 +537,8 @@ end
 --- log_by_lua: whatever happened, the slot is free; then the request is counted and logged.
 function M.log()
     local ctx = ngx.ctx.llm
-    if not ctx then
-        return
+    if not ctx then -- nginx itself refused it
+        return metrics.observe { status = ngx.status }
     end
     if ctx.waiter then
         queue.leave(ctx.waiter)
