@@ -87,6 +87,9 @@ def test_counts_what_happened(fresh: Balancer, engine: MakeEngine) -> None:
         assert seen.value(f"{name}_bucket", model="m", le="+Inf") == 3
     assert seen.value("queue_wait_seconds_count") == 3
     assert seen.value("errors_total", code="model_not_found") == 1
+    # nginx itself refuses what is too large.
+    assert fresh.ask(body=b"x" * (5 << 20)).status == 413
+    scrape_when(fresh, "requests_total", 1, model="", peer="", status="413")
 
 
 def test_format_is_whole(fresh: Balancer, engine: MakeEngine) -> None:
@@ -179,6 +182,26 @@ def test_errors_retries_and_clients_that_leave(fresh: Balancer, engine: MakeEngi
     wait_for(lambda: good.running == 1)
     connection.close()
     scrape_when(fresh, "requests_total", 1, model="m", peer="good", status="499")
+
+
+def test_waits_that_end_in_the_queue(fresh: Balancer, engine: MakeEngine) -> None:
+    one = engine("n1", service_time=1.5, peer={"slots": 1})
+    fresh.put(table(one, limits={"queue_timeout": 0.4, "queue_length": 1}))
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        first = pool.submit(fresh.chat)
+        wait_for(lambda: one.running == 1)
+        waits = pool.submit(fresh.chat)
+        wait_for(lambda: Scrape(fresh).value("queue_length") == 1)
+        assert fresh.chat().code == "queue_full"
+        assert waits.result().code == "queue_timeout"
+        assert first.result().status == 200
+    seen = scrape_when(fresh, "errors_total", 1, code="queue_timeout")
+    assert seen.value("errors_total", code="queue_full") == 1
+    assert seen.value("requests_total", model="m", peer="", status="503") == 2
+    wait_for(lambda: Scrape(fresh).value("queue_wait_seconds_count") == 2, 3, "one was served, one waited in vain")
+    assert Scrape(fresh).value("queue_wait_seconds_bucket", le="0.25") == 1
+    minute = fresh.ask("GET", "/cluster/state", key=None).json["minute"]
+    assert minute["timed_out"] == pytest.approx(1 / 3)
 
 
 def test_labels_come_from_the_table_only(fresh: Balancer, engine: MakeEngine) -> None:

@@ -71,5 +71,9 @@ describe("history", function()
             at[i] = point.at
         end
         assert.same({ 100, 110, 990, 1000, 1004 }, at)
+        values["@start"] = 95.5
+        assert.equal(100, history.points(now)[1].at) -- long ago
+        values["@start"] = 983
+        assert.same({ at = 983 }, history.points({ at = 990 })[1])
     end)
 end)

@@ -51,6 +51,10 @@ end
 function M.points(now)
     local d, out = ngx.shared[DICT], {}
     local last = math.floor(now.at / STEP)
+    local start = d:get("@start")
+    if start and start >= now.at - WINDOW then
+        out[1] = { at = start } -- all sums were 0
+    end
     for n = last - WINDOW / STEP, last do
         local point = cjson.decode(d:get("@" .. n) or "null")
         if type(point) == "table" then
@@ -107,6 +111,7 @@ end
 
 --- Start in this worker. A worker that ends stops by itself; the new ones go on.
 function M.start()
+    ngx.shared[DICT]:add("@start", ngx.now()) -- a reload keeps the sums, and this
     assert(ngx.timer.every(TICK, tick))
 end
 
