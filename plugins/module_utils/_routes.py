@@ -12,7 +12,7 @@ import math
 import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 ROUTE_FIELDS = ("name", "when", "require", "prefer", "peers", "model", "fallback")
 PATTERNS = ("model", "path", "key")
@@ -40,8 +40,9 @@ PATHS = {
     "/api/show": "ollama",
 }
 
-Peer = Mapping[str, Any]
-Route = Mapping[str, Any]
+if TYPE_CHECKING:  # Python 3.8 can't evaluate them
+    Peer = Mapping[str, Any]
+    Route = Mapping[str, Any]
 
 
 def glob_matches(glob: str, text: str) -> bool:
