@@ -29,10 +29,12 @@ PLAYBOOKS = """\
 | playbook | does |
 |---|---|
 | `site.yml` | checks the inventory, converges all hosts, verifies; `--check --diff` previews, `--tags ROLE` narrows |
+| `playbooks/drain.yml` | takes the node named with `-e node=NAME` out of service on all balancers, and waits until it is idle |
+| `playbooks/resume.yml` | takes it back |
 | `playbooks/remove.yml` | takes the cluster's parts off the hosts that `--limit` names; models stay |
 | `playbooks/verify.yml` | asks every node and the endpoint a real question and prints who answered; changes nothing |
 
-Installed from a tarball they are `llm.cluster.site`, `llm.cluster.remove` and `llm.cluster.verify`. In a checkout there
+Installed from a tarball they are `llm.cluster.site`, `llm.cluster.drain` and so on. In a checkout there
 are also `playbooks/demo_up.yml` and `playbooks/demo_down.yml`, which is what `make demo` and `make demo-down` run.
 """
 
