@@ -381,6 +381,11 @@ function M.wait(waiter, deadline, watch)
     end
 end
 
+--- Requests that wait, and their bytes; cheap enough to ask often.
+function M.length()
+    return totals(dict())
+end
+
 --- The queue, for GET /state and the live page.
 -- @return {waiting = requests, bytes, oldest = seconds or nil, drain_rate = grants a second, sets = tickets.sets()}
 function M.state()
