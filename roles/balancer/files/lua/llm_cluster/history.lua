@@ -68,7 +68,7 @@ end
 --- Sums and states at this moment, as a point has them.
 function M.now()
     local point = metrics.totals()
-    point.at, point.waiting, point.busy = ngx.now(), queue.state().waiting, 0
+    point.at, point.waiting, point.busy = ngx.now(), (queue.length()), 0
     local view = peers.view()
     for _, peer in ipairs(view and view.peers or {}) do
         point.busy = point.busy + slots.busy(peer.id)
@@ -92,7 +92,7 @@ local function look(d, now)
         d:set(key, load + (slots.busy(peer.id) - load) * share, LOAD_OVER * 10)
     end
     -- The longest queue between two points: a short jam shall show.
-    d:set("@waiting", math.max(d:get("@waiting") or 0, queue.state().waiting))
+    d:set("@waiting", math.max(d:get("@waiting") or 0, (queue.length())))
     local n = math.floor(now / STEP)
     if not d:get("@" .. n) then
         local point = M.now()
