@@ -12,7 +12,7 @@
 --
 -- A request ("want"): {model, since = seconds, slotless = boolean, avoid = {peer id = true} or nil: peers that failed it,
 --   preferred = {peer id = true} or nil: by its route, holders = {peer id = depth} or nil: who holds how much of its prefix,
---   common = the same for a prefix that many requests share, has_fallback = boolean: another model may do}
+--   has_fallback = boolean: another model may do}
 -- The fleet: {now = seconds, policy, health = {peer id = {up, resting_until, lacks, cold, slow}}, drained = {peer id = true},
 --   busy = function(id) → slots in use, usable = function(peer, now) → slots that it may use now}
 
@@ -83,7 +83,7 @@ function M.choose(peers, want, fleet, clock)
     end
     local affinity = fleet.policy == "affinity"
     local by_load = fleet.policy ~= "weighted_round_robin"
-    local best, best_tier, best_depth, best_load, best_common, best_tag
+    local best, best_tier, best_depth, best_load, best_tag
     for i = 1, #peers do
         local peer = peers[i]
         if in_rotation(peer, want, fleet) and not avoids(want, peer) and not (primary and peer.backup)
@@ -94,7 +94,6 @@ function M.choose(peers, want, fleet, clock)
             if want.slotless or busy < fleet.usable(peer, fleet.now) then
                 local level, depth = tier(peer, want, fleet), affinity and want.holders and want.holders[id] or 0
                 local load = by_load and busy / (peer.slots * peer.weight) or 0
-                local shared = affinity and want.common and want.common[id] or 0
                 local tag = max(clock.tags[id] or 0, clock.now)
                 local better = not best
                 if not better then
@@ -104,14 +103,12 @@ function M.choose(peers, want, fleet, clock)
                         better = depth > best_depth
                     elseif load ~= best_load then
                         better = load < best_load
-                    elseif shared ~= best_common then
-                        better = shared > best_common
                     else
                         better = tag < best_tag
                     end
                 end
                 if better then
-                    best, best_tier, best_depth, best_load, best_common, best_tag = peer, level, depth, load, shared, tag
+                    best, best_tier, best_depth, best_load, best_tag = peer, level, depth, load, tag
                 end
             end
         end

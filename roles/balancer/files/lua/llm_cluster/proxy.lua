@@ -187,7 +187,7 @@ local function look_up_prefix(ctx, view)
     end
     ctx.pin = prefix.pin(ctx.parsed, ngx.var.http_x_llm_session)
     ctx.prefix = prefix.keys(ctx.parsed, ctx.model, ctx.surface.path)
-    ctx.want.holders, ctx.want.common = prefix.holders(ctx.prefix, ctx.pin, view)
+    ctx.want.holders = prefix.holders(ctx.prefix, ctx.pin, view)
 end
 
 --- Remember that the peer will hold the prefix now, and note how much it has still to read.
@@ -196,8 +196,8 @@ local function remember_prefix(ctx, peer, view)
     if ctx.prefix then
         local holders = ctx.want.holders
         ctx.affinity = holders and (holders[peer.id] and "hit" or "miss") or nil
-        local held = holders and holders[peer.id]
-        ctx.unread = held and ctx.length * math.max(0, 1 - held / #ctx.prefix) or ctx.length
+        local held = ctx.prefix.depths[peer.id]
+        ctx.unread = held and ctx.length * (1 - held / #ctx.prefix) or ctx.length
         prefix.remember(ctx.prefix, ctx.pin, peer, view.limits.affinity_ttl)
     end
 end
@@ -309,6 +309,7 @@ local function note_failure(ctx, peer, why, answer)
     ctx.want.avoid[peer.id] = true
     ctx.blames = ctx.blames or {}
     table.insert(ctx.blames, { peer = peer, why = why })
+    health.suspect(peer)
 end
 
 --- Learn from an outcome that is not for the client.
@@ -332,7 +333,7 @@ local function judge(ctx, peer, outcome, view)
     local why = kind == "answer" and "answered " .. outcome.head.status or outcome.detail or "broke off without an answer"
     note_failure(ctx, peer, why, kind == "answer" and outcome or nil)
     if kind == "garbage" then
-        health.garbage(peer, why)
+        health.garbage(table.remove(ctx.blames).peer, why) -- its fault in any case
     end
     -- A connection that broke means a dead peer more often than not: that is no part of the budget.
     return ctx.failures < MAX_FAILURES and (kind == "closed" or budget.spend())
@@ -349,6 +350,7 @@ local function blame_the_others(ctx)
     for _, blame in ipairs(ctx.blames or {}) do
         health.blame(blame.peer, blame.why, ctx.model)
     end
+    ctx.blames = nil
 end
 
 --- Finish with an outcome that ends the request. @return true if it did
@@ -544,6 +546,9 @@ function M.log()
         queue.leave(ctx.waiter)
     end
     release(ctx, not ctx.relaying)
+    for _, blame in ipairs(ctx.blames or {}) do -- it succeeded nowhere
+        health.acquit(blame.peer)
+    end
     limits.leave(ctx)
     metrics.observe(ctx)
     access_log.write(ctx)
