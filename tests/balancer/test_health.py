@@ -281,6 +281,25 @@ def test_out_after_three_failures_that_succeed_elsewhere(balancer: Balancer, eng
     assert took(is_up(balancer, "a"), 4, "back") > 1
 
 
+def test_a_peer_that_fails_fast_draws_no_crowd(balancer: Balancer, engine: MakeEngine) -> None:
+    """Its fault shows only when the request succeeded elsewhere, here after half a second."""
+    engines = [engine(name, service_time=0.5, peer={"slots": 8}) for name in "abc"]
+    balancer.put(table(*engines))
+    engines[0].mode, engines[0].service_time = "error500", 0
+    assert {answer.status for answer in many(balancer, 40, 10)} == {200}
+    assert is_down(balancer, "a")()
+    assert len(engines[0].inference()) <= 3 + 7
+
+
+def test_poison_does_not_make_peers_rest(balancer: Balancer, engine: MakeEngine) -> None:
+    engines = [engine(name, mode="error500") for name in "ab"]
+    balancer.put(table(*engines, limits={"retry_budget": 1}))
+    for _ in range(10):
+        assert balancer.chat().status == 500
+        assert [balancer.peer(name)["resting"] for name in "ab"] == [False, False]
+    assert [balancer.peer(name)["health"] for name in "ab"] == ["up", "up"]
+
+
 def test_half_of_a_models_peers_stay_whatever_they_answer(balancer: Balancer, engine: MakeEngine) -> None:
     """A shared cause (a model that fails, a poison request) must not empty the cluster."""
     engines = [engine(name, mode="error500" if name in "abc" else "ok") for name in "abcd"]
@@ -390,6 +409,19 @@ def test_slots_open_one_after_the_other(balancer: Balancer, engine: MakeEngine) 
     assert usable[-1] == 4
     many(balancer, 12, 12)
     assert one.most == 4
+
+
+def test_after_an_outage_of_all_nobody_waits_for_slots(balancer: Balancer, engine: MakeEngine) -> None:
+    """Held back slots protect requests that others could take; here are no others."""
+    engines = [engine(name) for name in "ab"]
+    balancer.put(table(*engines))
+    for each in engines:
+        each.stop()
+    wait_for(lambda: is_down(balancer, "a")() and is_down(balancer, "b")(), 2, "out")
+    for each in engines:
+        each.start()
+    balancer.wait_up(["a", "b"])
+    assert [balancer.peer(name)["usable"] for name in "ab"] == [4, 4]
 
 
 def test_a_planned_restart_comes_back_whole(balancer: Balancer, engine: MakeEngine) -> None:

@@ -25,6 +25,8 @@ local M = {}
 local DICT = "llm_state"
 local FLAP_MEMORY = 120      -- seconds after a hold-down in which another ejection counts as flapping
 local LEAST_REST, MOST_REST = 0.2, 5 -- seconds that a peer's own Retry-After can ask for
+local SUSPICION = 1          -- seconds that a failure counts for which nobody knows yet whose fault it was
+local SUSPECT_RESTS = 0.5    -- seconds
 local LEAVES_SLOW = 1.25     -- times slow_share: a peer at the edge doesn't go to and fro
 local SLOW_MEMORY = 120      -- seconds that a slow peer stays one without anything new measured
 local NAMES = { [0] = "probing", [1] = "up", [2] = "down" }
@@ -32,7 +34,7 @@ local PROBING, UP, DOWN = 0, 1, 2
 
 local KEYS = {
     "health", "why", "since", "failures", "successes", "flaps", "hold", "resting", "returned", "lacks", "cold", "slow", "judged",
-    "good", "strikes", "spared", "canary",
+    "good", "strikes", "spared", "suspected", "canary",
 }
 
 local function dict()
@@ -204,15 +206,18 @@ end
 
 -- What requests find
 
+local function rest(d, id, seconds)
+    d:set("resting:" .. id, ngx.now() + seconds, seconds)
+    changed(d)
+end
+
 --- It said that it is busy: let it rest.
 -- @param seconds how long by its own word, or nil
 function M.busy(peer, seconds)
     local view = peers.view()
     seconds = seconds and math.max(LEAST_REST, math.min(seconds, MOST_REST)) or view and view.limits.busy_rest or 0
     if seconds > 0 then
-        local d = dict()
-        d:set("resting:" .. peer.id, ngx.now() + seconds, seconds)
-        changed(d)
+        rest(dict(), peer.id, seconds)
     end
 end
 
@@ -257,14 +262,36 @@ local function strike(peer, why)
     d:delete("ejecting")
 end
 
+--- A request failed at the peer; whether that is the peer's fault shows elsewhere, which takes a moment. Meanwhile a peer that
+-- fails fast would look idle and draw one request after the other: with as many open cases as eject it, it gets no more.
+-- To be followed by blame(), garbage() or acquit().
+function M.suspect(peer)
+    local d, id, view = dict(), peer.id, peers.view()
+    local cases = d:incr("suspected:" .. id, 1, 0, SUSPICION)
+    if view and cases and cases >= view.limits.passive_failures then
+        rest(d, id, SUSPECT_RESTS)
+    end
+end
+
+--- The case is closed: the request succeeded nowhere, so it may be the request's fault.
+function M.acquit(peer)
+    local d, key = dict(), "suspected:" .. peer.id
+    local cases = d:incr(key, -1)
+    if cases and cases <= 0 then
+        d:delete(key)
+    end
+end
+
 --- A request failed at the peer (5xx, silence, a connection that closed) and has succeeded elsewhere. Once per request and peer.
 -- @param model name
 function M.blame(peer, why, model)
+    M.acquit(peer)
     strike(peer, why .. " (model " .. model .. ")")
 end
 
 --- The peer sent something that is no HTTP answer. Its fault, whether the request succeeds elsewhere or not.
 function M.garbage(peer, why)
+    M.acquit(peer)
     strike(peer, why)
 end
 
@@ -347,6 +374,32 @@ local function opened(entry, now)
     return ejection.opened(entry.slots, now - entry.returned, entry.return_time)
 end
 
+--- Who came back and has no settled peer of its models beside it gets all its slots at once: nobody else could take the load.
+local function settle(view, now)
+    local settled = {}
+    for _, peer in ipairs(view.peers) do
+        local entry = entries[peer.id]
+        if entry.up and not peers.is_drained(view, peer) and (not entry.returned or opened(entry, now) == entry.slots) then
+            for _, model in ipairs(peer.models) do
+                settled[model] = true
+            end
+        end
+    end
+    for _, peer in ipairs(view.peers) do
+        local entry, beside = entries[peer.id], false
+        if entry.returned then
+            for _, model in ipairs(peer.models) do
+                beside = beside or settled[model]
+            end
+            if beside then
+                returning[#returning + 1] = entry
+            else
+                entry.returned = nil
+            end
+        end
+    end
+end
+
 --- What is known about all peers.
 -- @return {peer id = {up, down: booleans; resting_until: ngx.now() value or nil; usable: slots that it may use now; slow: 0, or
 --   the seconds that it needs longer than others to the first byte; lacks, cold: sets of models, or nil}}; don't keep it
@@ -356,11 +409,10 @@ function M.snapshot()
     if version ~= known_version or view ~= known_view then
         known_version, known_view, entries, returning = version, view, {}, {}
         for _, peer in ipairs(view and view.peers or {}) do
-            local entry = entry_of(d, peer, view.limits.return_time)
-            entries[peer.id] = entry
-            if entry.returned then
-                returning[#returning + 1] = entry
-            end
+            entries[peer.id] = entry_of(d, peer, view.limits.return_time)
+        end
+        if view then
+            settle(view, ngx.now())
         end
     end
     if returning[1] then
