@@ -130,10 +130,13 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         }
         monkeypatch.setattr(basic, "_ANSIBLE_ARGS", json.dumps({"ANSIBLE_MODULE_ARGS": arguments}).encode())
         monkeypatch.setattr(basic, "_ANSIBLE_PROFILE", "legacy", raising=False)
+        # Where ansible-core keeps warnings differs between versions and with what ran before.
+        warned: list[str] = []
+        monkeypatch.setattr(basic.AnsibleModule, "warn", lambda _, warning: warned.append(warning))
         with pytest.raises(SystemExit):
             balancer_peer.main()
         result: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
-        return result
+        return {**result, "warned": warned}
 
     return run_module
 
@@ -175,15 +178,17 @@ def test_each_owner_has_a_mark_of_its_own(balancer: FakeBalancer, run: Run) -> N
     assert resumed["changed"]
     assert balancer.marks["node1"] == {"sync 12": "new digest"}
     assert resumed["held_by"] == [{"name": "node1", "owner": "sync 12", "reason": "new digest"}]
-    assert "node1 stays drained by sync 12 (new digest)" in str(resumed["warnings"])
-    assert not run("node1", "active")["changed"]
+    assert "node1 stays drained by sync 12 (new digest)" in resumed["warned"][0]
+    again = run("node1", "active")
+    assert not again["changed"]
+    assert again["warned"]
 
 
 def test_a_peer_of_a_drained_node_stays_drained(balancer: FakeBalancer, run: Run) -> None:
     balancer.marks = {"node1": {"operator": ""}}
     result = run("node1/a", "active")
     assert not result["changed"]
-    assert "node1/a stays drained by operator" in str(result["warnings"])
+    assert "node1/a stays drained by operator" in result["warned"][0]
 
 
 def test_waits_for_the_last_request(balancer: FakeBalancer, run: Run) -> None:
