@@ -100,6 +100,8 @@ def test_readable_on_a_phone(own_balancer: MakeBalancer, engine: MakeEngine, bro
     gone = engine("a-node-with-a-rather-long-name.rack-12.example", models=["m", long], peer={"slots": 64})
     balancer.put(table(gone, engine("n2", peer={"slots": 32}), engine("n3", models=["m", "small"])))
     gone.stop()
+    reason = "the machine room is being rewired, see the plan on the wall, back on Thursday at the latest"
+    balancer.admin("POST", "/peers/n2/drain", {"owner": "operator", "reason": reason})
     balancer.chat()
     page = browser.page(360, 740, dark)
     load(balancer, page)
