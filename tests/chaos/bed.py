@@ -104,8 +104,8 @@ def waiting(state: dict[str, Any]) -> int:
 
 
 def held(state: dict[str, Any]) -> int:
-    """Slots in use, and those an engine still works in for a client that left."""
-    return sum(peer["busy"] + int(peer.get("ending") or 0) for peer in state["peers"])
+    """Slots in use, also those in which an engine still works for a client that left."""
+    return sum(peer["busy"] for peer in state["peers"])
 
 
 class Bed:
@@ -155,6 +155,10 @@ class Bed:
                 out.update(process.report())
         return out
 
+    def errors(self) -> str:
+        """The error log; what clients sent stands in it, byte for byte."""
+        return (self.balancer.dir / "error.log").read_text(errors="replace")
+
     def attempts(self) -> int:
         """Tries with a peer, over all requests in the access log."""
         return sum(int(line["attempts"]) for line in self.balancer.log())
@@ -170,7 +174,7 @@ class Bed:
             wait_for(quiet, seconds, "all slots are free and nobody waits")
         except AssertionError:
             raise AssertionError(f"slots or tickets are left: {self.balancer.state()}") from None
-        lines = self.balancer.errors().splitlines()
+        lines = self.errors().splitlines()
         deaths = [line for line in lines if "exited on signal 9" in line]
         assert len(deaths) == killed, deaths
         check_log("\n".join(line for line in lines if line not in deaths))

@@ -164,7 +164,8 @@ class Connection(asyncio.Protocol):
             if self.entry and "left" not in self.entry:
                 self.entry["left"] = time.monotonic()
             # What an engine does with a client that left is its own affair.
-            if not self.engine.spec.keep_working:
+            stuck = self.entry and self.entry["outcome"] in {"silent", "stall_stream"}
+            if stuck or not self.engine.spec.keep_working:
                 self.task.cancel()
 
     def data_received(self, data: bytes) -> None:

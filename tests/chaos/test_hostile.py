@@ -141,7 +141,7 @@ def test_hostile_input(attacked: Bed, row: MakeRow) -> None:
     assert attacked.balancer.worker_pids() == workers
     smuggled = [entry for report in attacked.report().values() for entry in report["log"]]
     assert len(smuggled) == len(load.results), "engines got the good requests and nothing else"
-    check_log(attacked.balancer.errors())
+    check_log(attacked.errors())
     attacked.settled()
 
 
