@@ -1,6 +1,6 @@
 # llm.cluster: every target does the set-up it needs. The two to know: make demo, make test.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down check lint unit lua test reference lock build clean
+.PHONY: help demo demo-down check lint unit lua chaos test reference lock build clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -28,6 +28,9 @@ unit: $(VENV)/.test ## Unit tests of the Python code
 
 lua: $(VENV)/.test ## Lua: linter, pure files under busted, the rest in a real nginx
 	@python tests/run.py lua balancer
+
+chaos: $(VENV)/.test ## Faults and figures at full length (about 40 minutes); make test has a short form
+	@CHAOS=full python tests/run.py chaos
 
 test: $(VENV)/.test ## Everything: linters, unit, Lua, roles under Molecule, the demo cluster end to end
 	@python tests/run.py all

@@ -82,6 +82,8 @@ SUITES = [
     Suite("unit", [pytest("pytest tests/unit", "tests/unit")]),
     Suite("lua", [Command("busted", ["busted", "tests/lua"])]),
     Suite("balancer", [pytest("pytest tests/balancer", "tests/balancer")]),
+    # In its short form; with CHAOS=full (make chaos) whole.
+    Suite("chaos", [pytest("pytest tests/chaos", "tests/chaos")]),
     Suite("package", [pytest("pytest tests/package", "tests/package")]),
     Suite("ollama", [molecule("test", "ollama")]),
     # The demo's inventory on the demo's hosts: converged once, then everything that needs a cluster looks at it.
