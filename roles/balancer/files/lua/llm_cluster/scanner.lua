@@ -39,31 +39,12 @@ end
 
 local M = { MAX_DEPTH = MAX_DEPTH, CLASS = CLASS }
 
---- The offset after a character that starts at i, or nil if it is no character of UTF-8 (Unicode 15, table 3-7).
-local function after_character(p, i, n)
-    local c = p[i]
-    if c < 0x80 then
-        return i + 1
-    end
-    local length = c < 0xC2 and 0 or c < 0xE0 and 2 or c < 0xF0 and 3 or c < 0xF5 and 4 or 0
-    if length == 0 or i + length > n then
-        return nil
-    end
-    local second = p[i + 1]
-    if c == 0xE0 and second < 0xA0 or c == 0xED and second > 0x9F
-        or c == 0xF0 and second < 0x90 or c == 0xF4 and second > 0x8F
-    then
-        return nil
-    end
-    for at = i + 1, i + length - 1 do
-        if band(p[at], 0xC0) ~= 0x80 then
-            return nil
-        end
-    end
-    return i + length
+local function is_continuation(c)
+    return band(c, 0xC0) == 0x80
 end
 
---- The offset of the first byte that is not UTF-8, or nil. 32 bytes at a time while they are ASCII.
+--- The offset of the first byte that does not begin a character of UTF-8 (Unicode 15, table 3-7), or nil. 32 bytes at a time
+-- while they are ASCII; the cases are written out for LuaJIT, which does badly with short loops inside a loop.
 function M.bad_utf8(p, n)
     local i = 0
     while i < n do
@@ -77,11 +58,30 @@ function M.bad_utf8(p, n)
             stop = n
         end
         while i < stop do
-            local after = after_character(p, i, n)
-            if not after then
-                return i
+            local c = p[i]
+            if c < 0x80 then
+                i = i + 1
+            elseif c < 0xE0 then
+                if c < 0xC2 or i + 2 > n or not is_continuation(p[i + 1]) then
+                    return i
+                end
+                i = i + 2
+            elseif c < 0xF0 then
+                if i + 3 > n or not (is_continuation(p[i + 1]) and is_continuation(p[i + 2]))
+                    or c == 0xE0 and p[i + 1] < 0xA0 or c == 0xED and p[i + 1] > 0x9F
+                then
+                    return i
+                end
+                i = i + 3
+            else
+                if c > 0xF4 or i + 4 > n
+                    or not (is_continuation(p[i + 1]) and is_continuation(p[i + 2]) and is_continuation(p[i + 3]))
+                    or c == 0xF0 and p[i + 1] < 0x90 or c == 0xF4 and p[i + 1] > 0x8F
+                then
+                    return i
+                end
+                i = i + 4
             end
-            i = after
         end
     end
     return nil

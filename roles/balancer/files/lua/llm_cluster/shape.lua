@@ -11,7 +11,7 @@ local bit = require "bit"
 
 local scanner = require "llm_cluster.scanner"
 
-local band, bor = bit.band, bit.bor
+local band, bnot, bor, lshift, rshift = bit.band, bit.bnot, bit.bor, bit.lshift, bit.rshift
 local closing_quote, CLASS = scanner.closing_quote, scanner.CLASS
 
 ffi.cdef [[
@@ -35,26 +35,30 @@ local function is_high_surrogate(p, i)
     return bor(p[i], 32) == LETTER_D and (second == 56 or second == 57 or second == 97 or second == 98) -- 8 9 a b
 end
 
+--- A word's bytes that go on a character (10xxxxxx), as ones in its four bytes.
+local function continuations(word)
+    return rshift(band(word, HIGH_BITS, lshift(bnot(word), 1)), 7)
+end
+
 --- Characters of a string's bytes: code points, an escape counts as the one that it stands for.
 local function characters(p, first, n)
     local count = n - first
     local i = first
-    while i < n do
-        local step = 8
-        if i + 8 <= n then
-            local words = ffi.cast(words_t, p + i)
-            if band(bor(words[0], words[1]), HIGH_BITS) == 0 then
-                step = 0 -- ASCII only: nothing to take off
-            end
-        else
-            step = n - i
-        end
-        for at = i, i + step - 1 do
-            if band(p[at], 0xC0) == 0x80 then
-                count = count - 1
-            end
+    while i + 8 <= n do
+        local words = ffi.cast(words_t, p + i)
+        local a, b = words[0], words[1]
+        if band(bor(a, b), HIGH_BITS) ~= 0 then
+            local sums = continuations(a) + continuations(b)
+            sums = sums + rshift(sums, 16)
+            count = count - band(sums + rshift(sums, 8), 15)
         end
         i = i + 8
+    end
+    while i < n do
+        if band(p[i], 0xC0) == 0x80 then
+            count = count - 1
+        end
+        i = i + 1
     end
     i = first
     while i < n do
