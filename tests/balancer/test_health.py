@@ -291,6 +291,16 @@ def test_a_peer_that_fails_fast_draws_no_crowd(balancer: Balancer, engine: MakeE
     assert len(engines[0].inference()) <= 3 + 7
 
 
+def test_a_stream_that_works_elsewhere_tells_at_its_first_event(balancer: Balancer, engine: MakeEngine) -> None:
+    bad = engine("bad", mode="error500", peer={"slots": 16})
+    good = engine("good", tokens=8, gap=0.4, peer={"slots": 16})
+    balancer.put(table(bad, good))
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        running = [pool.submit(balancer.chat, stream=True) for _ in range(12)]
+        wait_for(is_down(balancer, "bad"), 1.5, "out while the streams go on")
+        assert {each.result().status for each in running} == {200}
+
+
 def test_poison_does_not_make_peers_rest(balancer: Balancer, engine: MakeEngine) -> None:
     engines = [engine(name, mode="error500") for name in "ab"]
     balancer.put(table(*engines, limits={"retry_budget": 1}))
@@ -302,12 +312,17 @@ def test_poison_does_not_make_peers_rest(balancer: Balancer, engine: MakeEngine)
 
 def test_half_of_a_models_peers_stay_whatever_they_answer(balancer: Balancer, engine: MakeEngine) -> None:
     """A shared cause (a model that fails, a poison request) must not empty the cluster."""
-    engines = [engine(name, mode="error500" if name in "abc" else "ok") for name in "abcd"]
-    balancer.put(table(*engines, limits={"retry_budget": 1}))
-    many(balancer, 60)
-    states = [balancer.peer(name)["health"] for name in "abcd"]
-    assert states.count("down") == 2
-    assert states[3] == "up"
+    engines = [engine(name) for name in "abcd"]
+    balancer.put(table(*engines, limits={"retry_budget": 1, "hold_down": 30}))
+    for each in engines[:2]:
+        each.mode = "error500"
+        answers = ask_until(balancer, is_down(balancer, each.name), 4)
+        assert {answer.status for answer in answers} == {200}
+    engines[2].mode = "error500"
+    before = len(engines[2].inference())
+    assert {answer.status for answer in many(balancer, 20, 1)} == {200}
+    assert len(engines[2].inference()) - before >= 6
+    assert [balancer.peer(name)["health"] for name in "abcd"] == ["down", "down", "up", "up"]
 
 
 def test_the_last_one_stays(balancer: Balancer, engine: MakeEngine) -> None:
