@@ -524,6 +524,20 @@ def test_canary_takes_a_slot_or_waits(balancer: Balancer, engine: MakeEngine) ->
     assert is_up(balancer, "one")()
 
 
+def test_no_canary_on_a_drained_node(balancer: Balancer, engine: MakeEngine) -> None:
+    one = engine("one", mode="error500")
+    balancer.put(table(one, engine("other"), limits={"canary_interval": 0.2}))
+    wait_for(is_down(balancer, "one"), 3, "out")
+    balancer.admin("POST", "/peers/one/drain", {"owner": "t"})
+    time.sleep(0.3)
+    asked = len(one.inference())
+    wait_for(is_up(balancer, "one"), 3, "whoever drained it tries it out")
+    time.sleep(0.7)
+    assert len(one.inference()) == asked
+    balancer.put(table(one))
+    balancer.admin("POST", "/peers/one/resume", {"owner": "t"})
+
+
 def test_canary_of_a_model_that_cannot_chat_is_fine(balancer: Balancer, engine: MakeEngine) -> None:
     one = engine("one", mode="not501")
     balancer.put(table(one, limits={"canary_interval": 0.2}))

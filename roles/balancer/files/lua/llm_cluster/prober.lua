@@ -54,7 +54,8 @@ local function examine(peer, limits, health)
     for attempt = 1, attempts do
         local began = ngx.now()
         local ok, found = probes.ask(peer, timeout)
-        if ok and health.needs_canary(peer.id) then
+        -- A drained peer gets no request, also not this one: who drained it tries it out before resuming.
+        if ok and health.needs_canary(peer.id) and not peers.is_drained(peers.view(), peer) then
             ok, found = sing(peer, limits, health)
             if ok == nil then
                 return
@@ -119,12 +120,15 @@ local function start_probe(peer, limits, health)
     end
 end
 
-local function start_canary(peer, limits, health, now)
-    local id = peer.id
-    if limits.canary_interval == 0 then
+local function start_canary(peer, view, health, now)
+    local id, limits = peer.id, view.limits
+    local interval = limits.canary_interval
+    if interval == 0 then
         return
-    elseif now >= (canary_due[id] or 0) and health.is_up(id) then
-        canary_due[id] = now + limits.canary_interval
+    elseif not canary_due[id] then
+        canary_due[id] = now + interval * math.random()
+    elseif now >= canary_due[id] and health.is_up(id) and not peers.is_drained(view, peer) then
+        canary_due[id] = now + interval
         local ok, err = ngx.timer.at(0, canary, peer, limits, health)
         if not ok then
             ngx.log(ngx.ERR, "canary of ", id, " not started: ", err)
@@ -175,7 +179,7 @@ local function round(health)
             end
             wait = math.min(wait, due[id] - now)
         end
-        start_canary(peer, view.limits, health, now)
+        start_canary(peer, view, health, now)
     end
     if now >= judge_at then
         judge_at = now + JUDGE
@@ -200,7 +204,7 @@ end
 local function work(d, pid, health)
     speed.flush()
     if not has_lease(d, pid) then
-        due, known_view = {}, nil
+        due, canary_due, known_view = {}, {}, nil
         return TICK
     end
     if ngx.now() >= sweep_at then
