@@ -8,8 +8,8 @@
 --   first   seconds to a stream's first byte, by size of the prompt that the engine had to read (powers of two)
 --   token   seconds per token after that
 --   whole   seconds to an answer that isn't streamed, by size of the prompt and of the answer
--- Each worker adds up in its own table and merges that into the peer's record in the shared dict once a second (two that merge in
--- the same moment lose a second of one of them). A record is an average whose weights fade with age, by 1/e in FADE seconds: at a
+-- Each worker adds up in its own table and merges that into the peer's record in the shared dict twice a second (of two that merge
+-- in the same moment one loses half a second). A record is an average whose weights fade with age, by 1/e in FADE seconds: at a
 -- steady rate it weighs as many samples as came in FADE seconds.
 --
 -- merge(), means() and judge() are pure.
@@ -19,7 +19,7 @@ local cjson = require "cjson.safe"
 local M = {}
 
 local DICT = "llm_state"
-local FLUSH = 1              -- seconds
+local FLUSH = 0.5            -- seconds
 local FADE = 30              -- seconds
 local ENOUGH = 4.5           -- samples, of a peer and of each one it is compared with: 5 that have faded a little
 local FORGOTTEN = 0.2        -- samples: a group that faded to this is dropped
@@ -158,7 +158,7 @@ function M.judge(record, means)
     return pace, pace < 1 and math.max(LEAST_EXTRA, losses.first or losses.whole or losses.token) or 0
 end
 
---- Hand over what this worker has noted, if a second has passed.
+--- Hand over what this worker has noted, if it is time.
 function M.flush()
     local now = ngx.now()
     if now < flush_at or not next(batch) then
