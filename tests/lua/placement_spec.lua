@@ -141,6 +141,22 @@ describe("placement.choose", function()
         assert.same({ a = 400, b = 200, c = 300 }, counts)
     end)
 
+    it("begins new conversations where fewer requests went, but not for long", function()
+        for _, more in ipairs { 3, 1000 } do
+            local clock = placement.clock()
+            for _ = 1, more do
+                choose({ candidate("a", { depth = 5 }), candidate("b") }, clock)
+            end
+            local counts = { a = 0, b = 0 }
+            for _ = 1, 20 do
+                local got = choose({ candidate("a"), candidate("b") }, clock)
+                counts[got.id] = counts[got.id] + 1
+            end
+            assert.is_true(counts.b > counts.a)
+            assert.is_true(counts.a >= 6, counts.a)
+        end
+    end)
+
     it("does not flood a newcomer", function()
         local clock = placement.clock()
         local old, new = candidate("old"), candidate("new")

@@ -18,7 +18,9 @@
 
 local M = {}
 
-local max = math.max
+local max, min = math.max, math.min
+
+local AHEAD = 2 -- rounds of its slots that a peer's tag may run ahead, by requests that go back to a prefix
 
 --- A clock for choose(); one per worker.
 function M.clock()
@@ -116,8 +118,14 @@ function M.choose(peers, want, fleet, clock)
     if not best then
         return nil, "busy"
     end
-    clock.now = best_tag
-    clock.tags[best.id] = best_tag + 1 / (best.slots * best.weight)
+    local tag = best_tag + 1 / (best.slots * best.weight)
+    if best_depth == 0 then
+        clock.now = best_tag
+    else
+        -- Who goes back to a prefix takes nobody's turn: so new conversations begin where fewer requests went of late.
+        tag = min(tag, max(best_tag, clock.now + AHEAD))
+    end
+    clock.tags[best.id] = tag
     return best
 end
 
