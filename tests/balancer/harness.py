@@ -193,7 +193,7 @@ class Balancer:
         return (self.dir / "error.log").read_text() if (self.dir / "error.log").exists() else ""
 
     def log(self) -> list[dict[str, Any]]:
-        time.sleep(0.05)
+        time.sleep(0.6)  # nginx writes it in batches
         return [json.loads(line) for line in (self.dir / "access.log").read_text().splitlines()]
 
     def logged(self, request_id: str) -> Any:

@@ -40,14 +40,21 @@ local function forwarded(ctx)
     return text
 end
 
+--- Why the request should not wait for its peer any longer, or nil. A stream that has begun is left to an ejected peer: it may
+-- yet finish it, and nobody else can.
+local function watch(ctx)
+    return proc.client_left() and "client_left" or lifetime.is_over() and "shutdown"
+        or not ctx.relaying and health.is_down(ctx.held_by) and "ejected" or nil
+end
+
 --- Connect, send, read the head. A pooled connection that fails before any byte is no failure: once more on a fresh one.
 -- @return connection and head; or nil, an error word and details
-local function call(ctx, peer, limits, watch)
+local function call(ctx, peer, limits)
     local head_text = "POST " .. ctx.surface.path .. " HTTP/1.1\r\nHost: " .. peer.host .. ":" .. peer.port .. "\r\n"
         .. forwarded(ctx)
     local fresh = false
     while true do
-        local connection, err, detail = exchange.connect(peer, limits.connect_timeout, fresh)
+        local connection, err, detail = exchange.connect(peer, limits.connect_timeout, fresh, watch, ctx)
         if not connection then
             if fresh and err == "refused" then
                 -- The peer died with this request in its hands: that is more than a connection grown old.
@@ -59,9 +66,9 @@ local function call(ctx, peer, limits, watch)
         ctx.sent = ngx.now()
         ctx.first_byte_by = ctx.sent + limits.first_byte_timeout
         local ok, head
-        ok, err = connection:send(head_text, ctx.pieces, watch)
+        ok, err = connection:send(head_text, ctx.pieces)
         if ok then
-            head, err, detail = connection:read_head(ctx.first_byte_by, watch)
+            head, err, detail = connection:read_head(ctx.first_byte_by)
             if head then
                 return connection, head
             end
@@ -90,8 +97,12 @@ local function set_headers(ctx, peer, head)
     ctx.ttfb = ngx.now() - ctx.start
 end
 
-local function stream_watch()
-    return proc.client_left() and "client_left" or lifetime.is_over() and "shutdown" or nil
+--- It works here: so those that failed it before are to blame.
+function M.worked(ctx)
+    for _, blame in ipairs(ctx.blames or {}) do
+        health.blame(blame.peer, blame.why, ctx.model)
+    end
+    ctx.blames = nil
 end
 
 --- Hand the stream on, from its first event, to its end.
@@ -102,7 +113,8 @@ local function relay(ctx, peer, connection, head, splitter, text, limits)
     header["X-Accel-Buffering"] = "no"
     local first = ngx.now()
     ctx.relaying = true
-    local ending, pieces = stream.relay(ctx, peer, connection, splitter, text, limits, stream_watch)
+    M.worked(ctx)
+    local ending, pieces = stream.relay(ctx, peer, connection, splitter, text, limits)
     if ending == "client_left" then
         connection:close()
         return { kind = ending }
@@ -122,11 +134,8 @@ end
 --   yet); "client_left", "shutdown", "ejected" (the peer was, meanwhile); "timeout" (no first byte); "refused", "unreachable",
 --   "closed", "silent", "garbage" (detail: words)
 function M.run(ctx, peer, limits)
-    local id = peer.id
-    local function watch()
-        return stream_watch() or health.is_down(id) and "ejected" or nil
-    end
-    local connection, head, detail = call(ctx, peer, limits, watch)
+    ctx.held_by = peer.id
+    local connection, head, detail = call(ctx, peer, limits)
     if not connection then
         return { kind = head, detail = detail }
     end
@@ -134,12 +143,12 @@ function M.run(ctx, peer, limits)
     local body, err
     if kind then
         local splitter = events.new(kind, ctx.surface.marker, limits.max_answer_bytes)
-        body, err, detail = stream.first_event(connection, splitter, ctx.first_byte_by, watch)
+        body, err, detail = stream.first_event(connection, splitter, ctx.first_byte_by)
         if body then
             return relay(ctx, peer, connection, head, splitter, body, limits)
         end
     else
-        body, err, detail = connection:read_all(limits.max_answer_bytes, limits.stream_idle_timeout, watch)
+        body, err, detail = connection:read_all(limits.max_answer_bytes, limits.stream_idle_timeout)
         if body then
             connection:finish()
             return { kind = "answer", peer = peer, head = head, body = body }

@@ -3,6 +3,8 @@
 
 --- Start-up: every module is loaded in the master, so that a worker that respawns never reads files half replaced.
 
+rawset(ngx, "now", require("llm_cluster.clock").now)
+
 local attempt = require "llm_cluster.attempt"
 local health = require "llm_cluster.health"
 local history = require "llm_cluster.history"

@@ -11,7 +11,7 @@
 --   closed                 the connection ended; timeout: silence; garbage: not HTTP as it should be
 --   anything else          what watch() said
 
-local find, match, sub, lower = string.find, string.match, string.sub, string.lower
+local byte, find, match, sub, lower = string.byte, string.find, string.match, string.sub, string.lower
 
 local M = {}
 local Connection = {}
@@ -20,6 +20,7 @@ Connection.__index = Connection
 local TICK = 0.25            -- seconds between two looks at watch()
 local MAX_HEAD = 65536       -- bytes
 local MAX_HEADERS = 100
+local MAX_INFORMATIONAL = 4
 local MAX_LINE = 1024        -- of a chunk
 local POOL_IDLE = 4          -- seconds; llama.cpp closes after 5
 local POOL_SIZE = 64         -- per peer and worker
@@ -29,8 +30,9 @@ local READ = 65536
 -- @param peer {id, host, port}
 -- @param timeout seconds
 -- @param fresh boolean: a new connection, not kept afterwards
+-- @param watch function of `watched`, asked while waiting: returns a reason to stop, or nil; nil: nothing stops it
 -- @return connection, with reused set; or nil, "refused" or "unreachable", and nginx's words
-function M.connect(peer, timeout, fresh)
+function M.connect(peer, timeout, fresh, watch, watched)
     local sock = ngx.socket.tcp()
     sock:settimeouts(timeout * 1000, 30000, TICK * 1000)
     local pool = fresh and "fresh:" .. peer.id or peer.id
@@ -41,15 +43,15 @@ function M.connect(peer, timeout, fresh)
     end
     return setmetatable({
         sock = sock, buffer = "", pos = 1, fresh = fresh, reused = (sock:getreusedtimes() or 0) > 0, received = false,
+        watch = watch, watched = watched,
     }, Connection)
 end
 
 --- Send a request.
 -- @param head string: request line and headers with the blank line
 -- @param pieces list of strings, the body
--- @param watch function returning a reason to stop, or nil
 -- @return true, or nil and "closed" or "timeout" or the reason
-function Connection:send(head, pieces, watch)
+function Connection:send(head, pieces)
     local parts = { head }
     local total = #head
     for i, piece in ipairs(pieces) do
@@ -71,7 +73,7 @@ function Connection:send(head, pieces, watch)
         semaphore:post(1)
     end)
     while not semaphore:wait(TICK) do
-        local reason = watch and watch()
+        local reason = self.watch and self.watch(self.watched)
         if reason then
             ngx.thread.kill(thread)
             return nil, reason
@@ -83,104 +85,156 @@ function Connection:send(head, pieces, watch)
     return true
 end
 
---- More bytes into the buffer.
--- @param deadline ngx.now() value
-function Connection:fill(deadline, watch)
-    local sock = self.sock
+-- What mostly happens once stands before its loop, not in it: LuaJIT compiles straight code from its beginning, but gives up on a
+-- function that comes to a loop before the loop is hot.
+
+--- Wait for bytes as long as nothing speaks against it. @return string, or nil and an error word
+local function wait_for_bytes(self, err, deadline)
     while true do
-        local data, err = sock:receiveany(READ)
-        if data then
-            self.received = true
-            self.buffer = self.pos > #self.buffer and data or sub(self.buffer, self.pos) .. data
-            self.pos = 1
-            return true
-        end
         if err ~= "timeout" then
             return nil, "closed"
         end
-        local reason = watch and watch()
+        local reason = self.watch and self.watch(self.watched)
         if reason then
             return nil, reason
         end
         if ngx.now() >= deadline then
             return nil, "timeout"
         end
+        local data
+        data, err = self.sock:receiveany(READ)
+        if data then
+            return data
+        end
     end
 end
 
---- One header block up to its blank line, as text.
-function Connection:read_block(deadline, watch)
-    local from = self.pos
-    while true do
-        local s, e = find(self.buffer, "\r\n\r\n", from, true)
-        if s then
-            local text = sub(self.buffer, self.pos, s + 1)
-            self.pos = e + 1
-            return text
+--- More bytes into the buffer.
+-- @param deadline ngx.now() value
+function Connection:fill(deadline)
+    local data, err = self.sock:receiveany(READ)
+    if not data then
+        data, err = wait_for_bytes(self, err, deadline)
+        if not data then
+            return nil, err
         end
+    end
+    self.received = true
+    self.buffer = self.pos > #self.buffer and data or sub(self.buffer, self.pos) .. data
+    self.pos = 1
+    return true
+end
+
+--- A header block that is whole in the buffer, as text, or nil.
+local function take_block(self, from)
+    local s, e = find(self.buffer, "\r\n\r\n", from, true)
+    if not s then
+        return nil
+    end
+    local text = sub(self.buffer, self.pos, s + 1)
+    self.pos = e + 1
+    return text
+end
+
+--- One header block up to its blank line, as text.
+function Connection:read_block(deadline)
+    local text = self.pos <= #self.buffer and take_block(self, self.pos)
+    if not text then
+        local ok, err = self:fill(deadline)
+        if not ok then
+            return nil, err
+        end
+        text = take_block(self, self.pos)
+    end
+    if text then
+        return text
+    end
+    return self:read_rest_of_block(deadline)
+end
+
+--- The same, when it did not come at once.
+function Connection:read_rest_of_block(deadline)
+    while true do
         local size = #self.buffer - self.pos + 1
         if size > MAX_HEAD then
             return nil, "garbage", "its header is larger than " .. MAX_HEAD .. " bytes"
         end
-        if self.received and size >= 5 and sub(self.buffer, self.pos, self.pos + 4) ~= "HTTP/" then
+        if size >= 5 and sub(self.buffer, self.pos, self.pos + 4) ~= "HTTP/" then
             return nil, "garbage", "its answer is not HTTP"
         end
-        local ok, err = self:fill(deadline, watch)
+        local ok, err = self:fill(deadline)
         if not ok then
             return nil, err
         end
-        from = math.max(self.pos, self.pos + size - 3)
+        local text = take_block(self, math.max(self.pos, self.pos + size - 3))
+        if text then
+            return text
+        end
     end
 end
 
 local function parse_head(text)
-    local minor, status, rest = match(text, "^HTTP/1%.([01]) (%d%d%d)[^\r\n]*\r\n(.*)$")
+    local minor, status = match(text, "^HTTP/1%.([01]) (%d%d%d)[^\r\n]*\r\n")
     if not minor then
         return nil, "its status line is not HTTP/1.1"
     end
     local headers, count = {}, 0
-    for line in rest:gmatch("([^\n]*)\r\n") do
-        local name, value = match(line, "^([%w!#$%%&'*+.^_`|~-]+):[ \t]*(.-)[ \t]*$")
-        if not name or find(value, "[%z\r]") then
+    local from = find(text, "\n", 1, true) + 1
+    while from <= #text do
+        local stop = find(text, "\r\n", from, true)
+        local name, value = match(text, "^([%w!#$%%&'*+.^_`|~-]+):[ \t]*([^\r\n%z]*)", from)
+        if not name or find(text, "[^\t\32-\255]", from) ~= stop then
             return nil, "it sent a header line that is none"
         end
         count = count + 1
         if count > MAX_HEADERS then
             return nil, "it sent more than " .. MAX_HEADERS .. " headers"
         end
-        name = lower(name)
-        if name == "content-length" and headers[name] and headers[name] ~= value then
-            return nil, "it sent two different lengths"
+        if byte(value, -1) == 32 or byte(value, -1) == 9 then
+            value = match(value, "^(.-)[ \t]*$")
         end
-        headers[name] = headers[name] and name ~= "content-length" and headers[name] .. ", " .. value or value
+        name = lower(name)
+        local before = headers[name]
+        if before and name == "content-length" then
+            if before ~= value then
+                return nil, "it sent two different lengths"
+            end
+        else
+            headers[name] = before and before .. ", " .. value or value
+        end
+        from = stop + 2
     end
     return { status = tonumber(status), minor = tonumber(minor), headers = headers }
 end
 
 --- Read status and headers.
 -- @return {status, headers (lower-case names)}; or nil, an error word and details
-function Connection:read_head(deadline, watch)
-    for _ = 1, 5 do
-        local text, err, detail = self:read_block(deadline, watch)
-        if not text then
-            return nil, err, detail
-        end
-        local head
-        head, detail = parse_head(text)
-        if not head then
+function Connection:read_head(deadline)
+    return self:read_final_head(deadline, MAX_INFORMATIONAL)
+end
+
+--- The same, stepping over informational answers (1xx).
+-- @param most that are accepted
+function Connection:read_final_head(deadline, most)
+    local text, err, detail = self:read_block(deadline)
+    if not text then
+        return nil, err, detail
+    end
+    local head
+    head, detail = parse_head(text)
+    if not head then
+        return nil, "garbage", detail
+    end
+    if head.status >= 200 then
+        detail = self:frame(head)
+        if detail then
             return nil, "garbage", detail
         end
-        if head.status >= 200 then
-            detail = self:frame(head)
-            if detail then
-                return nil, "garbage", detail
-            end
-            return head
-        elseif head.status == 101 then
-            break
-        end
+        return head
+    elseif head.status == 101 or most == 0 then
+        return nil, "garbage", "it sent informational answers only"
     end
-    return nil, "garbage", "it sent informational answers only"
+    return self:read_final_head(deadline, most - 1)
 end
 
 --- Decide how long the body is. Returns what is wrong, or nil.
@@ -280,7 +334,25 @@ end
 --- The next bytes of the body, as they come.
 -- @param idle seconds of silence allowed
 -- @return string; or nil and nil at its end; or nil, an error word and details
-function Connection:read_body(idle, watch)
+function Connection:read_body(idle)
+    if self.mode == "length" and not self.done and self.pos <= #self.buffer then
+        return self:take_plain()
+    end
+    return self:read_more_body(idle)
+end
+
+--- Buffered bytes of a body that is not chunked.
+function Connection:take_plain()
+    local piece = self:take(self.left or #self.buffer)
+    if self.mode == "length" then
+        self.left = self.left - #piece
+        self.done = self.left == 0
+    end
+    return piece
+end
+
+--- The same as read_body(), when the buffer alone does not do.
+function Connection:read_more_body(idle)
     local deadline
     while not self.done do
         if self.mode == "chunked" then
@@ -295,15 +367,10 @@ function Connection:read_body(idle, watch)
                 break
             end
         elseif self.pos <= #self.buffer then
-            local piece = self:take(self.left or #self.buffer)
-            if self.mode == "length" then
-                self.left = self.left - #piece
-                self.done = self.left == 0
-            end
-            return piece
+            return self:take_plain()
         end
         deadline = deadline or ngx.now() + idle
-        local ok, err = self:fill(deadline, watch)
+        local ok, err = self:fill(deadline)
         if not ok then
             if err == "closed" and self.mode == "close" then
                 self.done = true
@@ -318,10 +385,17 @@ end
 --- Read the body whole.
 -- @param most bytes
 -- @return string; or nil, an error word and details
-function Connection:read_all(most, idle, watch)
-    local parts, size = {}, 0
-    while true do
-        local piece, err, detail = self:read_body(idle, watch)
+function Connection:read_all(most, idle)
+    local first, err, detail = self:read_body(idle)
+    if first and self.done and #first <= most then
+        return first
+    elseif not first then
+        return not err and "" or nil, err, detail
+    end
+    local parts, size = { first }, #first
+    while size <= most do
+        local piece
+        piece, err, detail = self:read_body(idle)
         if not piece then
             if err then
                 return nil, err, detail
@@ -329,11 +403,9 @@ function Connection:read_all(most, idle, watch)
             return table.concat(parts)
         end
         size = size + #piece
-        if size > most then
-            return nil, "garbage", "its answer is larger than " .. most .. " bytes"
-        end
         parts[#parts + 1] = piece
     end
+    return nil, "garbage", "its answer is larger than " .. most .. " bytes"
 end
 
 --- Done with it: back to the pool if it is clean, else closed.
@@ -350,28 +422,29 @@ function Connection:close()
     self.sock:close()
 end
 
+local function late(deadline)
+    return ngx.now() >= deadline and "timeout" or nil
+end
+
 --- One small GET on a connection of its own: probes and lists.
 -- @param timeout seconds for the whole
 -- @param most bytes of the answer
 -- @return status and body; or nil, an error word and details
 function M.get(peer, path, timeout, most)
     local deadline = ngx.now() + timeout
-    local connection, err, detail = M.connect(peer, timeout, true)
+    local connection, err, detail = M.connect(peer, timeout, true, late, deadline)
     if not connection then
         return nil, err, detail
     end
     connection.sock:settimeouts(nil, timeout * 1000, math.min(timeout, TICK) * 1000)
-    local function late()
-        return ngx.now() >= deadline and "timeout" or nil
-    end
     local ok, head, body
     ok, err = connection:send("GET " .. path .. " HTTP/1.1\r\nHost: " .. peer.host .. ":" .. peer.port
         .. "\r\nUser-Agent: llm-cluster\r\nAccept: */*\r\nConnection: close\r\n\r\n", {})
     if ok then
-        head, err, detail = connection:read_head(deadline, late)
+        head, err, detail = connection:read_head(deadline)
     end
     if head then
-        body, err, detail = connection:read_all(most, math.max(0, deadline - ngx.now()), late)
+        body, err, detail = connection:read_all(most, math.max(0, deadline - ngx.now()))
     end
     connection:close()
     if not body then

@@ -36,7 +36,7 @@ end
 -- @return its first two results; its error is raised again, with the lock given back
 function M.run(f, ...)
     local d = ngx.shared[DICT]
-    acquire(d, ngx.worker.pid())
+    acquire(d, slots.pid)
     local ok, a, b = pcall(f, d, ...)
     d:delete("lock")
     if not ok then

@@ -106,8 +106,9 @@ end
 
 --- Settle what goes to the peer: the body, with this model in it if it is not the one that the client wrote.
 local function set_pieces(ctx, model)
-    local pieces, length = request.pieces(ctx.parsed, model), 0
-    for i = 1, #pieces do
+    local pieces = request.pieces(ctx.parsed, model)
+    local length = #pieces[1]
+    for i = 2, #pieces do
         length = length + #pieces[i]
     end
     ctx.pieces, ctx.length, ctx.forwarded = pieces, length, nil
@@ -224,40 +225,29 @@ local function find_peer(list, id)
     return nil
 end
 
---- Get a slot: a free one at once, else wait for one until ctx.deadline. Sets ctx.claim.
--- @return peer; or nil and "gone" (the model), "avoided" (only peers that failed the request are left), "full" (and seconds),
---   "busy" or "out" (at the deadline), "client_left" or "shutdown"
-local function place(ctx)
-    local want, set, waiter = ctx.want, nil, nil
+--- The peers that may take the request, by the table in force. @return set, or nil if the model is gone
+local function candidates(ctx)
+    local set = routes.peers(peers.view(), ctx.rule, ctx.model, ctx.surface.engine)
+    ctx.want.preferred = set and set.preferred
+    return set
+end
+
+--- Wait for a slot until ctx.deadline.
+-- @param why there was none at once: "busy", "out", "avoided"
+local function wait_for_slot(ctx, set, why)
+    local want, waiter = ctx.want, nil
     while true do
-        local view = peers.view()
-        local current = routes.peers(view, ctx.rule, ctx.model, ctx.surface.engine)
-        if waiter and (not current or current.key ~= set.key) then
-            queue.leave(waiter)
-            waiter = nil
-        end
-        if not current then
-            return nil, "gone"
-        end
-        set, want.preferred = current, current.preferred
-        local peer, why, detail
-        if not waiter then
-            peer, why = queue.try(set, want)
-            if peer then
-                return claimed(ctx, peer)
-            elseif why == "avoided" then
-                return nil, why
+        local peer, id, detail
+        if not waiter and why == "avoided" then
+            return nil, why
+        elseif not waiter and (why ~= "out" or not fall_back(ctx, peers.view())) then
+            waiter, why, detail = queue.join(ctx.ticket, set, want, ctx.length, ctx.queued)
+            if not waiter then
+                return nil, why, detail
             end
-            if why ~= "out" or not fall_back(ctx, view) then
-                waiter, why, detail = queue.join(ctx.ticket, set, want, ctx.length, ctx.queued)
-                if not waiter then
-                    return nil, why, detail
-                end
-                ctx.waiter, ctx.queued = waiter, true
-            end
+            ctx.waiter, ctx.queued = waiter, true
         end
         if waiter then
-            local id
             id, why = queue.wait(waiter, ctx.deadline, waiting_watch)
             if id then
                 return claimed(ctx, find_peer(set.peers, id))
@@ -267,13 +257,44 @@ local function place(ctx)
                     return claimed(ctx, peer)
                 end
                 return nil, why
-            elseif why == "out" and fall_back(ctx, view) then
-                waiter = nil
-            elseif why ~= "changed" then
+            elseif why ~= "changed" and why ~= "out" then
                 return nil, why
+            elseif why == "out" then
+                waiter = nil
+                fall_back(ctx, peers.view())
+            end
+        end
+        local current = candidates(ctx)
+        if waiter and (not current or current.key ~= set.key) then
+            queue.leave(waiter)
+            waiter = nil
+        end
+        if not current then
+            return nil, "gone"
+        end
+        set = current
+        if not waiter then
+            peer, why = queue.try(set, want)
+            if peer then
+                return claimed(ctx, peer)
             end
         end
     end
+end
+
+--- Get a slot: a free one at once, else wait for one. Sets ctx.claim.
+-- @return peer; or nil and "gone" (the model), "avoided" (only peers that failed the request are left), "full" (and seconds),
+--   "busy" or "out" (at the deadline), "client_left" or "shutdown"
+local function place(ctx)
+    local set = candidates(ctx)
+    if not set then
+        return nil, "gone"
+    end
+    local peer, why = queue.try(set, ctx.want)
+    if peer then
+        return claimed(ctx, peer)
+    end
+    return wait_for_slot(ctx, set, why)
 end
 
 --- Why no peer took it, as an error.
@@ -345,20 +366,10 @@ local function is_final(outcome)
     return status and (status < 500 and status ~= 429 or status == 501)
 end
 
---- It worked here: so those that failed it before are to blame.
-local function blame_the_others(ctx)
-    for _, blame in ipairs(ctx.blames or {}) do
-        health.blame(blame.peer, blame.why, ctx.model)
-    end
-    ctx.blames = nil
-end
-
 --- Finish with an outcome that ends the request. @return true if it did
 local function conclude(ctx, peer, outcome)
     local kind = outcome.kind
-    if kind == "streamed" then
-        blame_the_others(ctx)
-    elseif kind == "broken" then
+    if kind == "broken" then
         ctx.error = outcome.error.code
         stream.abort(outcome.error, ctx.api)
     elseif kind == "client_left" then
@@ -370,13 +381,13 @@ local function conclude(ctx, peer, outcome)
             .. peers.view().limits.first_byte_timeout .. " s.", { should_retry = false }))
     elseif is_final(outcome) then
         if outcome.head.status < 300 then
-            blame_the_others(ctx)
+            attempt.worked(ctx)
             ctx.usage = usage.find(outcome.body)
             health.measured(peer, ngx.now() - ctx.sent, ctx.usage and ctx.usage.completion, nil, ctx.model, ctx.unread)
         end
         attempt.send(ctx, outcome)
     else
-        return false
+        return kind == "streamed"
     end
     return true
 end
@@ -391,6 +402,58 @@ end
 
 -- The whole of an inference request
 
+--- The request ends without a good answer.
+local function give_up(ctx)
+    if ctx.failed_answer then
+        return attempt.send(ctx, ctx.failed_answer)
+    end
+    return fail(ctx, errors.new(502, "all_tries_failed", "The nodes that were given this request broke off without an answer.",
+        { should_retry = false }))
+end
+
+--- No slot: wait a little for those that failed it, if it is no use otherwise; else say why. @return true if the request is over
+local function without_peer(ctx, why, retry_after)
+    if why == "avoided" and not ctx.failed_answer and ngx.now() < ctx.deadline then
+        -- The only peers left have failed this request already, without an answer: they may be back.
+        pause(AGAIN)
+        ctx.want.avoid = {}
+        return false
+    elseif why == "avoided" then
+        give_up(ctx)
+    elseif why == "client_left" then
+        client_left()
+    else
+        fail(ctx, no_peer(ctx, why, retry_after))
+    end
+    return true
+end
+
+--- Place the request once. @return true if it is over, false if it is to be placed again
+local function serve_once(ctx)
+    local peer, why, retry_after = place(ctx)
+    if not peer then
+        return without_peer(ctx, why, retry_after)
+    end
+    local view = peers.view()
+    ctx.attempts = ctx.attempts + 1
+    ctx.peer = peer.name
+    ctx.waited = ctx.waited or ngx.now() - ctx.start
+    remember_prefix(ctx, peer, view)
+    local outcome = attempt.run(ctx, peer, view.limits)
+    release(ctx, MAY_GO_ON[outcome.kind] and not ctx.relaying)
+    if conclude(ctx, peer, outcome) then
+        return true
+    end
+    ngx.log(ngx.WARN, "request ", ctx.id, ": peer ", peer.name, ": ", outcome.kind, " ",
+        outcome.detail or outcome.head and outcome.head.status or "")
+    if not judge(ctx, peer, outcome, view) then
+        give_up(ctx)
+        return true
+    end
+    metrics.event("retry", outcome.kind == "answer" and tostring(outcome.head.status) or outcome.kind)
+    return false
+end
+
 local function infer(ctx, view)
     local ok, err = parse(ctx, view)
     if ok then
@@ -404,42 +467,9 @@ local function infer(ctx, view)
     ctx.deadline = ngx.now() + view.limits.queue_timeout
     look_up_prefix(ctx, view)
     budget.earn(view.limits.retry_budget)
-    while true do
-        local peer, why, retry_after = place(ctx)
-        if peer then
-            ctx.attempts = ctx.attempts + 1
-            ctx.peer = peer.name
-            ctx.waited = ctx.waited or ngx.now() - ctx.start
-            view = peers.view()
-            remember_prefix(ctx, peer, view)
-            local outcome = attempt.run(ctx, peer, view.limits)
-            release(ctx, MAY_GO_ON[outcome.kind] and not ctx.relaying)
-            if conclude(ctx, peer, outcome) then
-                return
-            end
-            ngx.log(ngx.WARN, "request ", ctx.id, ": peer ", peer.name, ": ", outcome.kind, " ",
-                outcome.detail or outcome.head and outcome.head.status or "")
-            if not judge(ctx, peer, outcome, view) then
-                break
-            end
-            metrics.event("retry", outcome.kind == "answer" and tostring(outcome.head.status) or outcome.kind)
-        elseif why == "avoided" and not ctx.failed_answer and ngx.now() < ctx.deadline then
-            -- The only peers left have failed this request already, without an answer: they may be back.
-            pause(AGAIN)
-            ctx.want.avoid = {}
-        elseif why == "avoided" then
-            break
-        elseif why == "client_left" then
-            return client_left()
-        else
-            return fail(ctx, no_peer(ctx, why, retry_after))
-        end
+    if not serve_once(ctx) then -- the first time by itself: see exchange.lua
+        repeat until serve_once(ctx)
     end
-    if ctx.failed_answer then
-        return attempt.send(ctx, ctx.failed_answer)
-    end
-    return fail(ctx, errors.new(502, "all_tries_failed", "The nodes that were given this request broke off without an answer.",
-        { should_retry = false }))
 end
 
 -- Entry points
@@ -487,6 +517,8 @@ function KINDS.version(ctx, view)
     return send_json(200, text)
 end
 
+local INTERNAL = { 500, "internal_error", "The balancer could not handle this request." }
+
 --- content_by_lua: serve one request.
 function M.run()
     local path = ngx.var.uri
@@ -514,7 +546,12 @@ function M.run()
         return fail(ctx, err)
     end
     ctx.surface = entry
-    return KINDS[entry.kind](ctx, view, entry, name)
+    -- Our own error, for the page that nginx would make of a crash is another request to log(): the slot would stay in use.
+    local fine, why = xpcall(KINDS[entry.kind], debug.traceback, ctx, view, entry, name)
+    if not fine then
+        ngx.log(ngx.ALERT, why)
+        return ngx.headers_sent and ngx.exit(ngx.ERROR) or fail(ctx, errors.new(INTERNAL[1], INTERNAL[2], INTERNAL[3]))
+    end
 end
 
 local NGINX_ERRORS = {
@@ -528,12 +565,18 @@ local NGINX_ERRORS = {
     ["494"] = { 400, "headers_too_large", "The headers are too large." },
     ["497"] = { 400, "tls_required", "This port speaks HTTPS." },
 }
-local INTERNAL = { 500, "internal_error", "The balancer could not handle this request." }
 
 --- Errors that nginx itself raises, in the shape of ours; the last part of the internal URI says which.
 function M.nginx_error()
     local known = NGINX_ERRORS[ngx.var.uri:match("(%d+)$")] or INTERNAL
     errors.send(errors.new(known[1], known[2], known[3]), surface.api_of(ngx.var.llm_path or ""))
+end
+
+--- The request succeeded nowhere: that says nothing about those who failed it.
+local function acquit(ctx)
+    for _, blame in ipairs(ctx.blames) do
+        health.acquit(blame.peer)
+    end
 end
 
 --- log_by_lua: whatever happened, the slot is free; then the request is counted and logged.
@@ -546,8 +589,8 @@ function M.log()
         queue.leave(ctx.waiter)
     end
     release(ctx, not ctx.relaying)
-    for _, blame in ipairs(ctx.blames or {}) do -- it succeeded nowhere
-        health.acquit(blame.peer)
+    if ctx.blames then
+        acquit(ctx)
     end
     limits.leave(ctx)
     metrics.observe(ctx)

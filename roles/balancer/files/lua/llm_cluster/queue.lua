@@ -70,7 +70,7 @@ local function grant(d, peer, ticket)
     end
     tickets.remove(d, ticket.number, ticket.pid)
     count_grant(d, fleet.now)
-    local mine = ticket.pid == ngx.worker.pid() and waiters[ticket.number]
+    local mine = ticket.pid == slots.pid and waiters[ticket.number]
     if mine then
         mine.granted = peer.id
         mine.semaphore:post(1)
@@ -193,14 +193,14 @@ function M.try(set, want)
     if not tickets.is_empty(dict()) then
         lock.run(match_peer, peer, view) -- whoever waits for this slot goes first
     end
-    if slots.take(peer.id, health.usable_slots(peer, fleet.now), ngx.worker.pid()) then
+    if slots.take(peer.id, health.usable_slots(peer, fleet.now), slots.pid) then
         return peer
     end
     return nil, "busy"
 end
 
 local function enqueue(d, number, set, want, view, again)
-    local ok, err = tickets.add(d, set, number, ngx.worker.pid(), want, again)
+    local ok, err = tickets.add(d, set, number, slots.pid, want, again)
     if not ok then
         return nil, err
     end
@@ -223,7 +223,7 @@ local function abdicate(number)
 end
 
 local function uncount(d, waiter)
-    local pid = ngx.worker.pid()
+    local pid = slots.pid
     waiters[waiter.number] = nil
     count = count - 1
     d:incr(pid .. ":w", -1)
@@ -240,7 +240,7 @@ function M.leave(waiter)
     waiter.over = true
     local view, freed = peers.view(), nil
     lock.run(function(d)
-        local pid, number = ngx.worker.pid(), waiter.number
+        local pid, number = slots.pid, waiter.number
         local granted = waiter.granted or d:get(pid .. ":g:" .. number)
         tickets.remove(d, number, pid)
         d:delete(pid .. ":g:" .. number)
@@ -272,7 +272,7 @@ function M.join(number, set, want, bytes, again)
             return nil, "full", retry_after(d, waiting)
         end
     end
-    local pid = ngx.worker.pid()
+    local pid = slots.pid
     local waiter = { number = number, semaphore = semaphore.new(0), set = set, want = want, bytes = bytes, view = view }
     waiters[number] = waiter
     count = count + 1
@@ -288,7 +288,7 @@ function M.join(number, set, want, bytes, again)
 end
 
 local function read_mail()
-    local d, pid = dict(), ngx.worker.pid()
+    local d, pid = dict(), slots.pid
     local box = pid .. ":mail"
     while true do
         local number = d:lpop(box)

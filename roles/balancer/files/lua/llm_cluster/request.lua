@@ -180,6 +180,25 @@ function M.text(request, key)
     return text ~= "" and text or nil
 end
 
+local function by_place(a, b)
+    return a.first < b.first
+end
+
+--- The body with other text at some places.
+-- @param edits list of {first, last, text}
+-- @return list of strings
+local function spliced(body, edits)
+    table.sort(edits, by_place)
+    local out, from = {}, 1
+    for _, edit in ipairs(edits) do
+        out[#out + 1] = sub(body, from, edit.first - 1)
+        out[#out + 1] = edit.text
+        from = edit.last + 1
+    end
+    out[#out + 1] = sub(body, from)
+    return out
+end
+
 --- The body as it goes to a peer, as a list of strings to send one after the other.
 --
 -- `keep_alive` becomes null, which Ollama takes for absent: when a model leaves a node's memory is not for a client to say.
@@ -201,15 +220,7 @@ function M.pieces(request, model)
     if keep_alive then
         edits[#edits + 1] = { first = keep_alive.first, last = keep_alive.last, text = "null" }
     end
-    table.sort(edits, function(a, b) return a.first < b.first end)
-    local out, from = {}, 1
-    for _, edit in ipairs(edits) do
-        out[#out + 1] = sub(body, from, edit.first - 1)
-        out[#out + 1] = edit.text
-        from = edit.last + 1
-    end
-    out[#out + 1] = sub(body, from)
-    return out
+    return spliced(body, edits)
 end
 
 return M

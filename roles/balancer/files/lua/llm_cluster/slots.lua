@@ -14,7 +14,7 @@ ffi.cdef [[
 int kill(int pid, int sig);
 ]]
 
-local M = {}
+local M = {} -- pid: this worker's, once register() was called: asking the kernel each time costs a call
 
 local DICT = "llm_slots"
 local MAX_WORKERS = 256
@@ -44,6 +44,7 @@ end
 --- Make this worker known. Called once per worker.
 function M.register()
     local d, pid = dict(), ngx.worker.pid()
+    M.pid = pid
     M.sweep()
     for i = 1, MAX_WORKERS do
         if d:add("worker:" .. i, pid) then
@@ -146,7 +147,7 @@ local serial = 0
 -- @return claim to give to release()
 function M.hold(peer, request)
     serial = serial + 1
-    local pid = ngx.worker.pid()
+    local pid = M.pid
     local claim = { id = peer.id, peer = peer, pid = pid, note = pid .. ":f:" .. serial }
     claim.text = peer.id .. "\n" .. request.id .. "\n" .. (request.model or "") .. "\n" .. (request.key or "") .. "\n"
         .. ngx.now()

@@ -31,10 +31,10 @@ end
 --- Bytes until the first whole event: until then the request can still be placed elsewhere.
 -- @param deadline ngx.now() value
 -- @return text; or nil, an error word and details
-function M.first_event(connection, splitter, deadline, watch)
+function M.first_event(connection, splitter, deadline)
     local text = ""
     while not splitter.real do
-        local piece, err, detail = connection:read_body(math.max(0, deadline - ngx.now()), watch)
+        local piece, err, detail = connection:read_body(math.max(0, deadline - ngx.now()))
         if not piece then
             if not err then
                 text = text .. splitter:finish()
@@ -75,9 +75,8 @@ end
 
 --- Pass the stream on until it ends.
 -- @param text what first_event() gave
--- @param watch function returning "client_left", "shutdown" or nil
 -- @return nil if it ended well, "client_left", or an error whose event is still to be sent; and the pieces passed on
-function M.relay(ctx, peer, connection, splitter, text, limits, watch)
+function M.relay(ctx, peer, connection, splitter, text, limits)
     local failed, detail
     local pieces = 0
     while text do
@@ -93,7 +92,7 @@ function M.relay(ctx, peer, connection, splitter, text, limits, watch)
         if lifetime.is_over() and not splitter.complete then -- a stream that never pauses is not watched otherwise
             err = "shutdown"
         else
-            piece, err, detail = connection:read_body(splitter.complete and AFTER_END or limits.stream_idle_timeout, watch)
+            piece, err, detail = connection:read_body(splitter.complete and AFTER_END or limits.stream_idle_timeout)
         end
         if piece then
             text, detail = splitter:feed(piece)
