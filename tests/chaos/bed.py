@@ -160,7 +160,8 @@ class Bed:
         return (self.balancer.dir / "error.log").read_text(errors="replace")
 
     def attempts(self) -> int:
-        """Tries with a peer, over all requests in the access log."""
+        """Tries with a peer, over all requests in the access log, which is written with a delay of 0.5 s."""
+        time.sleep(1)
         return sum(int(line["attempts"]) for line in self.balancer.log())
 
     def settled(self, seconds: float = 5, killed: int = 0) -> None:

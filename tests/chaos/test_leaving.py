@@ -31,11 +31,19 @@ LIMIT = 1.0  # seconds in which the balancer notices
 SLACK = 0.3
 
 
+LOG = """
+log_format ends escape=json '{{"id":"$llm_id","at":$msec,"status":$status}}';
+access_log {path} ends;
+"""
+
+
 class Tail:
-    """When each request id was first seen in the access log."""
+    """When each request ended, by its id: from a log of our own, since the access log is written with a delay."""
 
     def __init__(self, bed: Bed) -> None:
-        self.path = bed.balancer.dir / "access.log"
+        self.path = bed.balancer.dir / "ends.log"
+        (bed.balancer.dir / "conf.d" / "ends.conf").write_text(LOG.format(path=self.path))
+        bed.balancer.restart()
         self.seen: dict[str, tuple[float, int]] = {}
         self.ended = threading.Event()
         threading.Thread(target=self.run, daemon=True).start()
@@ -45,7 +53,8 @@ class Tail:
             while not self.ended.wait(0.02):
                 for text in log:
                     line = json.loads(text)
-                    self.seen.setdefault(line["id"], (time.monotonic(), line["status"]))
+                    at = time.monotonic() - time.time() + line["at"]
+                    self.seen.setdefault(line["id"], (at, line["status"]))
 
 
 class Plain:
@@ -204,8 +213,8 @@ def test_client_leaves(bed: MakeBed, row: MakeRow, certificate: tuple[str, str],
     for spec in specs:
         spec.models = [spec.name]
     here.fleet(*specs)
-    here.route()
     tail = Tail(here)
+    here.route()
     with concurrent.futures.ThreadPoolExecutor(len(cases)) as pool:
         found = [pool.submit(case, here, tail, *each, spec.name) for each, spec in zip(cases, specs, strict=True)]
         problems = "".join(each.result() for each in found)

@@ -45,13 +45,12 @@ def test_killed_engine(bed: MakeBed, row: MakeRow) -> None:
             back = watch.back(name, 2 * INTERVAL + 2, started)
             probes = victim.report(name)[name]["probes"]
             line.say(f"out {out:.2f} s, back {back:.1f} s and {probes} probes")
-            assert out <= SLACK, "the first refused connect takes it out; there is one every 50 ms"
+            assert out <= SLACK, "the first refused connect takes it out, and there is one every 30 ms"
             assert probes >= 2
             assert back <= 2 * INTERVAL + 1
     bad = unfair(load.results)
     line.count(load.results, bad)
     assert bad == [], brief(bad)
-    assert [change for change in watch.changes if "refused" not in change[3] and change[2] == "down"] == []
     here.settled()
 
 
@@ -196,7 +195,7 @@ def test_all_peers_out(bed: MakeBed, row: MakeRow) -> None:
         back = watch.back("n1", 8, started)
         line.say(f"back after {back:.1f} s")
     back_at = started + back
-    late = [r for r in load.results if not r.ok]
+    late = [r for r in load.results if not r.ok and r.due > killed + 0.2]  # those before may have met two that died
     doomed = [r for r in load.results if killed + 0.2 < r.due < back_at - deadline - 0.5]
     # Those whose deadline lies after the return are served.
     saved = [r for r in load.results if back_at - deadline + 0.5 < r.due]
@@ -206,8 +205,7 @@ def test_all_peers_out(bed: MakeBed, row: MakeRow) -> None:
     assert {r.status for r in doomed} == {503}, brief([r for r in doomed if r.ok])
     assert len(doomed) >= 20
     for r in late:
-        if r.due > killed:
-            assert deadline - 0.1 <= r.total <= deadline + 0.1 + SLACK / 2, f"503 after {r.total:.2f} s"
+        assert deadline - 0.1 <= r.total <= deadline + 0.1 + SLACK / 2, f"503 after {r.total:.2f} s"
     assert {r.code for r in doomed} <= {"queue_timeout", "no_node_available"}
     assert [r for r in saved if not r.ok] == []
     wait_for(lambda: set(watch.now.values()) == {"up"} or here.balancer.state(), 5)
