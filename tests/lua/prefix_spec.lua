@@ -350,6 +350,36 @@ describe("prefix.holders", function()
         assert.same({}, { prefix.holders(chat(turns(43)), nil, view) })
     end)
 
+    it("keeps the old part of a conversation that goes on slowly", function()
+        local first = ("a"):rep(20 * 1024)
+        local function at(time, ...)
+            dict.now = time
+            return send(chat(message("user", first), ...), view.n1)
+        end
+        at(0)
+        local second = message("assistant", ("b"):rep(4 * 1024))
+        assert.is_table(at(400, second))
+        assert.is_table(at(800, second, message("user", ("c"):rep(16 * 1024))))
+    end)
+
+    it("names a peer once for a block", function()
+        for depth = 1, 9, 2 do
+            send(chat(turns(depth)), view["n" .. depth])
+        end
+        -- More depths than are looked for: that of n1 isn't known, and yet it is there.
+        local keys = chat(turns(11))
+        assert.is_nil(prefix.holders(keys, nil, view)[view.n1.id])
+        prefix.remember(keys, nil, view.n1, TTL)
+        for _, value in pairs(dict.values) do
+            local seen = {}
+            for i = 2, #value, 4 do
+                local tag = value:sub(i, i + 3)
+                assert.is_nil(seen[tag])
+                seen[tag] = true
+            end
+        end
+    end)
+
     it("keeps nothing with a time of 0", function()
         prefix.remember(chat(turns(3)), "p", view.n1, 0)
         assert.equal(0, dict.writes)

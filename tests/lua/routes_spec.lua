@@ -205,6 +205,7 @@ describe("routes.peers", function()
     local list = {
         { name = "a", peers = { "gpu1", "gpu2" } }, { name = "b", require = { groups = "llama_nodes" } },
         { name = "c", prefer = { memory_gb = ">1" } }, { name = "d", prefer = { ssd = true } },
+        { name = "e", prefer = { groups = "llama_nodes" } },
     }
     local view = view_of(list)
 
@@ -240,6 +241,7 @@ describe("routes.peers", function()
     it("has nothing preferred where all or none are", function()
         assert.is_nil(routes.peers(view, view.routes[3], "phi3:latest").preferred)
         assert.is_nil(routes.peers(view, view.routes[4], "mistral:7b", "llama_cpp").preferred)
+        assert.is_nil(routes.peers(view, view.routes[5], "llama3:8b").preferred)
         assert.same({ ["gpu1@192.0.2.11:8000"] = true }, routes.peers(view, view.routes[4], "mistral:7b").preferred)
     end)
 

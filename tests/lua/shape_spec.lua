@@ -80,6 +80,10 @@ describe("request.shape", function()
         end
     end)
 
+    it("says what it counted so far after a million steps", function()
+        assert.same({ 0, 500000 }, { shape('{"messages":[' .. ("1,"):rep(600000) .. "1]}") })
+    end)
+
     it("takes any bytes, in bounds and in time", function()
         local long = 10000000
         for _, body in ipairs {
