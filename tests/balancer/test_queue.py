@@ -64,6 +64,10 @@ def order(one: Engine) -> list[str]:
     return [json.loads(seen.body)["messages"][0]["content"] for seen in one.inference()]
 
 
+def arrived(text: str, *engines: Engine) -> None:
+    wait_for(lambda: any(text in order(each) for each in engines), what=f"'{text}' is at an engine")
+
+
 def test_first_come_first_served(balancer: Balancer, engine: MakeEngine, crowd: Crowd) -> None:
     one = occupied(balancer, engine, crowd, 1)
     for i in range(12):
@@ -195,7 +199,7 @@ def test_slot_goes_to_whom_it_fits_best_among_the_oldest(balancer: Balancer, eng
     balancer.put(table(one, two))
     for name in ("s1", "s2"):
         crowd.send(message(name, prompt_cache_key=name), queued=False)
-        wait_for(lambda name=name: name in order(one) + order(two))
+        arrived(name, one, two)
     home = {name: (one if name in order(one) else two) for name in ("s1", "s2")}
     away = "s1" if home["s1"] is two else "s2"
     here = "s2" if away == "s1" else "s1"
@@ -212,7 +216,7 @@ def test_oldest_is_not_passed_over_for_ever(balancer: Balancer, engine: MakeEngi
     balancer.put(table(one, two, limits={"affinity_max_wait": 0.3, "queue_timeout": 10}))
     for name in ("s1", "s2"):
         crowd.send(message(name, prompt_cache_key=name), queued=False)
-        wait_for(lambda name=name: name in order(one) + order(two))
+        arrived(name, one, two)
     known = order(one)[0]
     crowd.send(message("older"))
     crowd.send(message("younger", prompt_cache_key=known))
