@@ -281,6 +281,20 @@ def test_out_after_three_failures_that_succeed_elsewhere(balancer: Balancer, eng
     assert took(is_up(balancer, "a"), 4, "back") > 1
 
 
+def test_an_engine_that_dies_with_requests_is_not_held_down(balancer: Balancer, engine: MakeEngine) -> None:
+    """What it broke off makes it probed at once; the probe is refused, and that is a death like any other."""
+    engines = [engine(name, service_time=0.5) for name in "ab"]
+    balancer.put(table(*engines, limits=DEFAULTS))
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        running = [pool.submit(balancer.chat) for _ in range(6)]
+        wait_for(lambda: engines[0].running >= 3, 1)
+        engines[0].stop()
+        assert took(is_down(balancer, "a"), 1, "out") < 0.2
+        assert {each.result().status for each in running} == {200}
+    peer = balancer.peer("a")
+    assert (peer["reason"], "held_down_until" in peer) == ("connection refused", False)
+
+
 def test_a_peer_that_fails_fast_draws_no_crowd(balancer: Balancer, engine: MakeEngine) -> None:
     """Its fault shows only when the request succeeded elsewhere, here after half a second."""
     engines = [engine(name, service_time=0.5, peer={"slots": 8}) for name in "abc"]

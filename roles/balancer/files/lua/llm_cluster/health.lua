@@ -34,7 +34,7 @@ local PROBING, UP, DOWN = 0, 1, 2
 
 local KEYS = {
     "health", "why", "since", "failures", "successes", "flaps", "hold", "resting", "returned", "lacks", "cold", "slow", "judged",
-    "good", "strikes", "spared", "suspected", "canary",
+    "good", "strikes", "spared", "suspected", "checked", "canary",
 }
 
 local function dict()
@@ -263,13 +263,19 @@ local function strike(peer, why)
 end
 
 --- A request failed at the peer; whether that is the peer's fault shows elsewhere, which takes a moment. Meanwhile a peer that
--- fails fast would look idle and draw one request after the other: with as many open cases as eject it, it gets no more.
--- To be followed by blame(), garbage() or acquit().
+-- fails fast would look idle and draw one request after the other: with as many open cases as eject it, it gets no more. And it
+-- is probed at once: mostly it is dead. To be followed by blame(), garbage() or acquit().
 function M.suspect(peer)
     local d, id, view = dict(), peer.id, peers.view()
+    if not view or d:get("health:" .. id) ~= UP then
+        return
+    end
     local cases = d:incr("suspected:" .. id, 1, 0, SUSPICION)
-    if view and cases and cases >= view.limits.passive_failures then
+    if cases and cases >= view.limits.passive_failures then
         rest(d, id, SUSPECT_RESTS)
+    end
+    if d:add("checked:" .. id, true, SUSPICION) then
+        prober.check(peer, view.limits, M)
     end
 end
 

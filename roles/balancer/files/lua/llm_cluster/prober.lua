@@ -136,11 +136,18 @@ local function start_canary(peer, view, health, now)
     end
 end
 
+--- Probe a peer now, in whatever worker.
+function M.check(peer, limits, health)
+    if not probing[peer.id] then
+        start_probe(peer, limits, health)
+    end
+end
+
 --- Probe peers that nobody knows yet.
 function M.greet(view, health)
     for _, peer in ipairs(view.peers) do
-        if health.state(peer.id) == "probing" and not probing[peer.id] then
-            start_probe(peer, view.limits, health)
+        if health.state(peer.id) == "probing" then
+            M.check(peer, view.limits, health)
         end
     end
 end

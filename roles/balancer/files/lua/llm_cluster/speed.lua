@@ -8,8 +8,8 @@
 --   first   seconds to a stream's first byte, by size of the prompt that the engine had to read (powers of two)
 --   token   seconds per token after that
 --   whole   seconds to an answer that isn't streamed, by size of the prompt and of the answer
--- Each worker adds up in its own table and merges that into the peer's record in the shared dict twice a second (of two that merge
--- in the same moment one loses half a second). A record is an average whose weights fade with age, by 1/e in FADE seconds: at a
+-- Each worker adds up in its own table and merges that into the peer's record in the shared dict twice a second (of two that
+-- merge at the same moment one loses its part). A record is an average whose weights fade with age, by 1/e in FADE seconds: at a
 -- steady rate it weighs as many samples as came in FADE seconds.
 --
 -- merge(), means() and judge() are pure.
