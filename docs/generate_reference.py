@@ -29,7 +29,7 @@ PLAYBOOKS = """\
 | playbook | does |
 |---|---|
 | `site.yml` | checks the inventory, converges all hosts, verifies; `--check --diff` previews, `--tags ROLE` narrows |
-| `playbooks/drain.yml` | takes the node named with `-e node=NAME` out of service on all balancers, and waits until it is idle |
+| `playbooks/drain.yml` | takes the node of `-e node=NAME` out of service on all balancers, waits until it is idle |
 | `playbooks/resume.yml` | takes it back |
 | `playbooks/remove.yml` | takes the cluster's parts off the hosts that `--limit` names; models stay |
 | `playbooks/verify.yml` | asks every node and the endpoint a real question and prints who answered; changes nothing |
