@@ -29,7 +29,7 @@ unit: $(VENV)/.test ## Unit tests of the Python code
 lua: $(VENV)/.test ## Lua: linter, pure files under busted, the rest in a real nginx
 	@python tests/run.py lua balancer
 
-chaos: $(VENV)/.test ## Faults and figures at full length (about 40 minutes); make test has a short form
+chaos: $(VENV)/.test ## Faults and figures at full length (about 45 minutes); make test has a short form
 	@CHAOS=full python tests/run.py chaos
 
 test: $(VENV)/.test ## Everything: linters, unit, Lua, roles under Molecule, the demo cluster end to end

@@ -144,7 +144,7 @@ def test_gaps_between_tokens(bed: MakeBed, row: MakeRow) -> None:
     (spec,) = peers(1, 51, slots=256, gap=0.2, first=0.2)
     here.fleet(spec)
     here.route()
-    tokens, gaps = scaled(60, 15), {"direct": math.inf, "through": math.inf}
+    tokens, gaps = scaled(60, 10), {"direct": math.inf, "through": math.inf}
     ways = [("direct", spec.address, spec.port), ("through", "127.0.0.1", here.balancer.port)]
     for name, address, port in ways * 2:  # the better of two rounds each: the machine has other work, too
         body = chat(stream=True, max_tokens=tokens)
@@ -223,7 +223,7 @@ def test_queue_is_nearly_ideal(bed: MakeBed, row: MakeRow, layout: str, workers:
     # Services of 0.5 to 1 s; the short form scales times down by four and gets a bound to match.
     mean = 0.75 if FULL else 0.19
     source = random.Random(53)
-    count = scaled(1500, 450)
+    count = scaled(1000, 450)
     asks = [
         Ask(due, chat(mean * source.uniform(2 / 3, 4 / 3), "".join(source.choices("abcdefgh ", k=400))))
         for due in poisson(0.9 * 8 / mean, count, 53)
@@ -317,7 +317,7 @@ def test_affinity_brings_the_first_token_sooner(bed: MakeBed, row: MakeRow) -> N
 
 def test_affinity_without_reuse_costs_nothing(bed: MakeBed, row: MakeRow) -> None:
     line = row("no reuse, affinity against least_busy")
-    count, rate = scaled(3000, 250), 0.65 * 8 / 0.26 * PACE
+    count, rate = scaled(1500, 250), 0.65 * 8 / 0.26 * PACE
     firsts = {}
     for policy in ("least_busy", "affinity"):
         results, _ = run_policy(bed, policy, lone_questions(count, rate, 56), line)

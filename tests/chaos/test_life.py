@@ -38,8 +38,8 @@ def test_reloads(bed: MakeBed, row: MakeRow) -> None:
     live = streams(50, last)
     others = steady(60, int(60 * last), 0.1, 31, streams=0.3)
     for ask in others:
-        # HTTP/1.1 lets a server close an idle connection in the moment it is used again; at a reload nginx does. Clients ask
-        # again then; here every request has a connection of its own, so that none may fail.
+        # HTTP/1.1 lets a server close an idle connection just when it is used again; at a reload nginx does. Clients
+        # ask again then; here every request has a connection of its own, so that none may fail.
         ask.headers["Connection"] = "close"
     generations = set(here.balancer.worker_pids())
     with here.load(sorted(live + others, key=lambda ask: ask.due)) as load:
@@ -154,7 +154,7 @@ def test_mixed(bed: MakeBed, row: MakeRow) -> None:
         "return_time": 1,
     }
     here.route(limits=limits)
-    count, rate, source = scaled(100_000, 4000), 0.5 * 48 / 0.1, random.Random(33)
+    count, rate, source = scaled(100_000, 3000), 0.5 * 48 / 0.1, random.Random(33)
     asks = steady(rate, count, 0.1, 33, streams=0.5)
     for ask in asks:
         if source.random() < 0.2:

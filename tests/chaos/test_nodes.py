@@ -93,7 +93,7 @@ def test_black_hole(bed: MakeBed, row: MakeRow, pooled: bool) -> None:
     here.fleet(*fleet)
     here.route()
     rate = 0.8 * 20 / 0.2
-    count = scaled(4000, 900)
+    count = scaled(4000, 700)
     with Watch(here.balancer) as watch, here.load(steady(rate, count, 0.2, 3)) as load:
         until(load.began, count / rate * 0.3)
         cut = time.monotonic()
@@ -120,7 +120,7 @@ def test_slow_peer(bed: MakeBed, row: MakeRow) -> None:
     """One of ten five times slower, against nine at the same rate: p99 to the first token ≤ 1.5 times."""
     line = row("one of 10 peers five times slower")
     rate = 0.8 * 18 / 0.1  # first 0.05 s, then five gaps of 0.01 s on average
-    count = scaled(6000, 1500)
+    count = scaled(6000, 1000)
     firsts = []
     for slow in (False, True):
         here = bed()
@@ -156,7 +156,7 @@ def test_flapping_peer(bed: MakeBed, row: MakeRow) -> None:
     here.fleet(*fleet[1:])
     hold, most = (4.0, 60.0) if scaled(1, 0) else (1.0, 60.0)
     here.route(limits={"hold_down": hold, "hold_down_max": most, **({} if hold > 1 else {"probe_interval": 0.4})})
-    seconds = scaled(60, 14)
+    seconds = scaled(60, 12)
     rate = 0.8 * 8 / 0.1
     with Watch(here.balancer) as watch, here.load(steady(rate, int(rate * seconds), 0.1, 5)) as load:
         end = time.monotonic() + seconds
