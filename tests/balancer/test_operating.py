@@ -178,7 +178,9 @@ def test_table_and_drains_survive_a_restart(own_balancer: MakeBalancer, engine: 
     balancer.wait_up(["a", "b"])
     assert balancer.peer("a")["drains"][0]["reason"] == "disk"
     assert {balancer.chat().json["from"] for _ in range(4)} == {"b"}
-    assert sorted(path.name for path in (balancer.dir / "state").iterdir()) == ["drains.json", "routing.json"]
+    files = sorted((balancer.dir / "state").iterdir())
+    assert [path.name for path in files] == ["drains.json", "routing.json"]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
 
 
 def test_damaged_file_is_not_used(own_balancer: MakeBalancer, engine: MakeEngine) -> None:

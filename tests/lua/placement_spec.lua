@@ -43,6 +43,8 @@ local function scene(list, fields)
         end
     end
     fleet.busy = function(id) return busy[id] end
+    fleet.suspects = function(id) return fields.suspects == id and 1 or 0 end
+    want.suspect = fields.suspects ~= nil
     fleet.usable = function(peer) return peer.slots end
     return peers, want, fleet
 end
@@ -119,6 +121,12 @@ describe("placement.choose", function()
         assert.equal("busy", chosen(slow, full))
         assert.equal("slow", choose({ slow, full }, nil, { waited = 2 }).id)
         assert.equal("b", choose({ slow, candidate("b", { busy = 3 }) }, nil, { waited = 9 }).id)
+    end)
+
+    it("keeps requests apart that were at a peer when it died", function()
+        local list = { candidate("a", { depth = 3 }), candidate("b", { busy = 3 }) }
+        assert.equal("b", choose(list, nil, { suspects = "a" }).id)
+        assert.equal("a", choose({ list[1] }, nil, { suspects = "a" }).id)
     end)
 
     it("takes turns by weight alone when told to", function()

@@ -3,6 +3,8 @@
 
 --- Start-up: every module is loaded in the master, so that a worker that respawns never reads files half replaced.
 
+local ffi = require "ffi"
+
 rawset(ngx, "now", require("llm_cluster.clock").now)
 
 local attempt = require "llm_cluster.attempt"
@@ -25,8 +27,14 @@ function M.init(options)
     lifetime.init(options.shutdown_timeout)
 end
 
+ffi.cdef [[
+unsigned int umask(unsigned int mask);
+]]
+local OWNER_AND_GROUP = 0x17 -- octal 027: what workers write is nobody else's; nginx itself starts them with no mask at all
+
 --- init_worker_by_lua
 function M.init_worker()
+    ffi.C.umask(OWNER_AND_GROUP)
     slots.register()
     health.start()
     history.start()

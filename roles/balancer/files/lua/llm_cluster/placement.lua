@@ -12,9 +12,11 @@
 --
 -- A request ("want"): {model, since = seconds, slotless = boolean, avoid = {peer id = true} or nil: peers that failed it,
 --   preferred = {peer id = true} or nil: by its route, holders = {peer id = depth} or nil: who holds how much of its prefix,
---   has_fallback = boolean: another model may do}
+--   has_fallback = boolean: another model may do,
+--   suspect = boolean: a peer died with it in its hands}
 -- The fleet: {now = seconds, policy, health = {peer id = {up, resting_until, lacks, cold, slow}}, drained = {peer id = true},
---   busy = function(id) → slots in use, usable = function(peer, now) → slots that it may use now}
+--   suspects = function(id) → suspect requests there, busy = function(id) → slots in use, usable = function(peer, now) → slots
+-- that it may use now}
 
 local M = {}
 
@@ -55,10 +57,12 @@ local function is_open(peer, want, fleet)
         and not ((health.slow or 0) > 0 and fleet.now - want.since < health.slow)
 end
 
---- How good the peer is for the request before load counts: higher is better.
+--- How good the peer is for the request before load counts: higher is better. Requests that were at a peer when it died part
+-- ways: one of them may have killed it and kill the next, and the others should not be there when it does.
 local function tier(peer, want, fleet)
     local health = fleet.health[peer.id]
-    return ((health.slow or 0) > 0 and 0 or 4) + (want.preferred and want.preferred[peer.id] and 2 or 0)
+    return (want.suspect and fleet.suspects(peer.id) > 0 and 0 or 8) + ((health.slow or 0) > 0 and 0 or 4)
+        + (want.preferred and want.preferred[peer.id] and 2 or 0)
         + (health.cold and health.cold[want.model] and 0 or 1)
 end
 

@@ -241,6 +241,9 @@ local function wait_for_slot(ctx, set, why)
         if not waiter and why == "avoided" then
             return nil, why
         elseif not waiter and (why ~= "out" or not fall_back(ctx, peers.view())) then
+            if #set.peers == 0 then
+                return nil, "none"
+            end
             waiter, why, detail = queue.join(ctx.ticket, set, want, ctx.length, ctx.queued)
             if not waiter then
                 return nil, why, detail
@@ -283,8 +286,8 @@ local function wait_for_slot(ctx, set, why)
 end
 
 --- Get a slot: a free one at once, else wait for one. Sets ctx.claim.
--- @return peer; or nil and "gone" (the model), "avoided" (only peers that failed the request are left), "full" (and seconds),
---   "busy" or "out" (at the deadline), "client_left" or "shutdown"
+-- @return peer; or nil and "gone" (the model), "none" (the route leaves no peer), "avoided" (only peers that failed the request are
+--   left), "full" (and seconds), "busy" or "out" (at the deadline), "client_left" or "shutdown"
 local function place(ctx)
     local set = candidates(ctx)
     if not set then
@@ -302,6 +305,9 @@ local function no_peer(ctx, why, retry_after)
     local waited = string.format("%.0f", ngx.now() - ctx.start)
     if why == "gone" then
         return unknown_model(peers.view(), ctx.asked, ctx.key_entry)
+    elseif why == "none" then
+        return errors.new(503, "no_node_available", "No node that serves '" .. ctx.asked .. "' may take this request: the route '"
+            .. ctx.rule.name .. "' leaves none.", { should_retry = false })
     elseif why == "full" then
         metrics.event("queue_full")
         return errors.new(503, "queue_full", "Too many requests wait already.", { retry_after = retry_after })
@@ -328,6 +334,8 @@ local function note_failure(ctx, peer, why, answer)
     ctx.failures = ctx.failures + 1
     ctx.failed_answer = answer
     ctx.want.avoid[peer.id] = true
+    ctx.suspect = ctx.suspect or not answer
+    ctx.want.suspect = ctx.suspect
     ctx.blames = ctx.blames or {}
     table.insert(ctx.blames, { peer = peer, why = why })
     health.suspect(peer)

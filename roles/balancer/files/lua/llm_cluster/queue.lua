@@ -44,7 +44,8 @@ end
 
 -- Matching
 
-local fleet = { busy = slots.busy, usable = health.usable_slots } -- as placement wants it; used anew for every match
+-- As placement wants it; used anew for every match.
+local fleet = { busy = slots.busy, suspects = slots.suspects, usable = health.usable_slots }
 
 local function fleet_now(view)
     fleet.now, fleet.policy, fleet.health, fleet.drained = ngx.now(), view.table.policy, health.snapshot(), view.drained

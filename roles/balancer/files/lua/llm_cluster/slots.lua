@@ -143,7 +143,7 @@ local serial = 0
 
 --- What holds a slot from now on; GET /state and a drain's time-out name it.
 -- @param peer its peer
--- @param request {id, model, key = name or nil}
+-- @param request {id, model, key = name or nil, suspect = boolean: a peer died with it in its hands}
 -- @return claim to give to release()
 function M.hold(peer, request)
     serial = serial + 1
@@ -152,6 +152,10 @@ function M.hold(peer, request)
     claim.text = peer.id .. "\n" .. request.id .. "\n" .. (request.model or "") .. "\n" .. (request.key or "") .. "\n"
         .. ngx.now()
     dict():safe_set(claim.note, claim.text)
+    if request.suspect then
+        claim.suspect = true
+        dict():incr(pid .. ":s:" .. peer.id, 1, 0)
+    end
     return claim
 end
 
@@ -162,6 +166,9 @@ function M.release(claim)
         local d = dict()
         if claim.ending then
             d:incr(claim.pid .. ":e:" .. claim.id, -1)
+        end
+        if claim.suspect then
+            d:incr(claim.pid .. ":s:" .. claim.id, -1)
         end
         d:delete(claim.note)
         d:incr(name_of(claim.pid, claim.id), -1)
@@ -176,13 +183,22 @@ function M.mark_ending(claim)
     d:safe_set(claim.note, claim.text .. "\nending")
 end
 
---- Slots on a peer that only wait for the engine to end.
-function M.ending(id)
+local function sum_of(kind, id)
     local d, sum = dict(), 0
     for _, pid in ipairs(M.workers()) do
-        sum = sum + (d:get(pid .. ":e:" .. id) or 0)
+        sum = sum + (d:get(pid .. kind .. id) or 0)
     end
     return sum
+end
+
+--- Slots on a peer that only wait for the engine to end.
+function M.ending(id)
+    return sum_of(":e:", id)
+end
+
+--- Requests on a peer that another peer has died of, or with.
+function M.suspects(id)
+    return sum_of(":s:", id)
 end
 
 --- What holds slots, by peer.
