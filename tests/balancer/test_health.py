@@ -284,10 +284,11 @@ def test_out_after_three_failures_that_succeed_elsewhere(balancer: Balancer, eng
 def test_an_engine_that_dies_with_requests_is_not_held_down(balancer: Balancer, engine: MakeEngine) -> None:
     """What it broke off makes it probed at once; the probe is refused, and that is a death like any other."""
     engines = [engine(name, service_time=0.5) for name in "ab"]
-    balancer.put(table(*engines, limits=DEFAULTS))
+    balancer.put(table(*engines, limits={"probe_interval": 60}))
+    time.sleep(0.5)  # the worker that probes has seen the table and probed them
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         running = [pool.submit(balancer.chat) for _ in range(6)]
-        wait_for(lambda: engines[0].running >= 3, 1)
+        wait_for(lambda: [each.running for each in engines] == [3, 3], 1)
         engines[0].stop()
         assert took(is_down(balancer, "a"), 1, "out") < 0.2
         assert {each.result().status for each in running} == {200}
@@ -297,12 +298,12 @@ def test_an_engine_that_dies_with_requests_is_not_held_down(balancer: Balancer, 
 
 def test_a_peer_that_fails_fast_draws_no_crowd(balancer: Balancer, engine: MakeEngine) -> None:
     """Its fault shows only when the request succeeded elsewhere, here after half a second."""
-    engines = [engine(name, service_time=0.5, peer={"slots": 8}) for name in "abc"]
+    engines = [engine(name, service_time=0.5, peer={"slots": 16}) for name in "abc"]
     balancer.put(table(*engines))
     engines[0].mode, engines[0].service_time = "error500", 0
-    assert {answer.status for answer in many(balancer, 40, 10)} == {200}
+    assert {answer.status for answer in many(balancer, 30, 30)} == {200}
     assert is_down(balancer, "a")()
-    assert len(engines[0].inference()) <= 3 + 7
+    assert len(engines[0].inference()) <= 8
 
 
 def test_a_stream_that_works_elsewhere_tells_at_its_first_event(balancer: Balancer, engine: MakeEngine) -> None:
