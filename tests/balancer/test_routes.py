@@ -269,9 +269,10 @@ def test_route_that_leaves_a_model_no_node_says_so_at_once(balancer: Balancer, e
     """Such a route is accepted, as it leaves other models some."""
     small = engine("small", models=["m"], peer={"labels": {"memory_gb": 8}})
     large = engine("large", models=["n"], peer={"labels": {"memory_gb": 64}})
-    routes = [{"name": "large ones", "require": {"memory_gb": ">32"}}]
-    balancer.put(table(small, large, routes=routes))
+    routes = [{"name": "large-ones", "require": {"memory_gb": ">32"}}]
+    answer = balancer.put(table(small, large, routes=routes))
+    assert answer.status == 200, answer.body
     assert where(ask(balancer, model="n")) == "large"
     answer = ask(balancer, model="m", timeout=2)
     assert (answer.status, answer.code) == (503, "no_node_available")
-    assert "large ones" in answer.json["error"]["message"]
+    assert "large-ones" in answer.json["error"]["message"]

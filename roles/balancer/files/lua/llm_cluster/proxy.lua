@@ -286,8 +286,8 @@ local function wait_for_slot(ctx, set, why)
 end
 
 --- Get a slot: a free one at once, else wait for one. Sets ctx.claim.
--- @return peer; or nil and "gone" (the model), "none" (the route leaves no peer), "avoided" (only peers that failed the request are
---   left), "full" (and seconds), "busy" or "out" (at the deadline), "client_left" or "shutdown"
+-- @return peer; or nil and "gone" (the model), "none" (the route leaves no peer), "avoided" (only peers that failed the request
+--   are left), "full" (and seconds), "busy" or "out" (at the deadline), "client_left" or "shutdown"
 local function place(ctx)
     local set = candidates(ctx)
     if not set then
