@@ -8,6 +8,7 @@ local exchange = require "llm_cluster.exchange"
 local health = require "llm_cluster.health"
 local lifetime = require "llm_cluster.lifetime"
 local proc = require "llm_cluster.proc"
+local request = require "llm_cluster.request"
 local stream = require "llm_cluster.stream"
 
 local M = { peer_header = true }
@@ -19,6 +20,16 @@ local FORWARDED = { -- request headers that a peer gets, by nginx variable
 local RETURNED = { -- response headers that a client gets
     "content-type", "content-encoding", "retry-after", "openai-processing-ms", "openai-version",
 }
+
+--- Settle what goes to the peer: the body, with this model in it if it is not the one that the client wrote.
+function M.set_body(ctx, model)
+    local pieces = request.pieces(ctx.parsed, model)
+    local length = #pieces[1]
+    for i = 2, #pieces do
+        length = length + #pieces[i]
+    end
+    ctx.pieces, ctx.length, ctx.forwarded = pieces, length, nil
+end
 
 --- The request headers that are the same for every peer. They are read once.
 local function forwarded(ctx)

@@ -11,28 +11,26 @@ local access_log = require "llm_cluster.access_log"
 local attempt = require "llm_cluster.attempt"
 local body = require "llm_cluster.body"
 local budget = require "llm_cluster.budget"
+local claims = require "llm_cluster.claims"
 local ending = require "llm_cluster.ending"
 local errors = require "llm_cluster.errors"
 local health = require "llm_cluster.health"
 local keys = require "llm_cluster.keys"
-local lifetime = require "llm_cluster.lifetime"
 local limits = require "llm_cluster.limits"
 local lists = require "llm_cluster.lists"
 local metrics = require "llm_cluster.metrics"
+local outcomes = require "llm_cluster.outcomes"
 local peers = require "llm_cluster.peers"
-local prefix = require "llm_cluster.prefix"
 local proc = require "llm_cluster.proc"
 local queue = require "llm_cluster.queue"
 local request = require "llm_cluster.request"
 local routes = require "llm_cluster.routes"
-local slots = require "llm_cluster.slots"
 local stream = require "llm_cluster.stream"
 local surface = require "llm_cluster.surface"
 local usage = require "llm_cluster.usage"
 
 local M = {}
 
-local MAX_FAILURES = 2       -- peers that may hold a failing request
 local CLIENT_LEFT = 499
 local AGAIN = 0.2            -- seconds before the only peer of a model is tried again
 local RETRY_AFTER = 2        -- seconds, told to clients when no node was there
@@ -104,16 +102,6 @@ local function unknown_model(view, asked, key)
         { param = "model" })
 end
 
---- Settle what goes to the peer: the body, with this model in it if it is not the one that the client wrote.
-local function set_pieces(ctx, model)
-    local pieces = request.pieces(ctx.parsed, model)
-    local length = #pieces[1]
-    for i = 2, #pieces do
-        length = length + #pieces[i]
-    end
-    ctx.pieces, ctx.length, ctx.forwarded = pieces, length, nil
-end
-
 --- Read the request. @return true, or nil and an error
 local function parse(ctx, view)
     local text, err = read_body(view)
@@ -162,142 +150,8 @@ local function route(ctx, view)
             return nil, err
         end
     end
-    set_pieces(ctx, rewritten or not ctx.parsed.model and asked or nil)
+    attempt.set_body(ctx, rewritten or not ctx.parsed.model and asked or nil)
     return true
-end
-
---- The route's other model, if the request's own has no peer in rotation. @return boolean
-local function fall_back(ctx, view)
-    local name = not ctx.fell_back and ctx.rule and ctx.rule.fallback
-    local model = name and peers.resolve_model(view.by_model, name)
-    if not model then
-        return false
-    end
-    ctx.fell_back, ctx.rule, ctx.model = true, nil, model
-    ctx.want.model, ctx.want.has_fallback = model, nil
-    set_pieces(ctx, name)
-    return true
-end
-
--- Claim a slot
-
---- Note who holds how much of the request's prefix.
-local function look_up_prefix(ctx, view)
-    if view.table.policy ~= "affinity" or ctx.surface.slotless or #view.peers == 1 then
-        return
-    end
-    ctx.pin = prefix.pin(ctx.parsed, ngx.var.http_x_llm_session)
-    ctx.prefix = prefix.keys(ctx.parsed, ctx.model, ctx.surface.path)
-    ctx.want.holders = prefix.holders(ctx.prefix, ctx.pin, view)
-end
-
---- Remember that the peer will hold the prefix now, and note how much it has still to read.
-local function remember_prefix(ctx, peer, view)
-    ctx.unread = ctx.length
-    if ctx.prefix then
-        local holders = ctx.want.holders
-        ctx.affinity = holders and (holders[peer.id] and "hit" or "miss") or nil
-        local held = ctx.prefix.depths[peer.id]
-        ctx.unread = held and ctx.length * (1 - held / #ctx.prefix) or ctx.length
-        prefix.remember(ctx.prefix, ctx.pin, peer, view.limits.affinity_ttl)
-    end
-end
-
---- Why a waiting request should stop waiting, or nil.
-local function waiting_watch()
-    return proc.client_left() and "client_left" or lifetime.is_over() and "shutdown" or nil
-end
-
---- The slot is ours: say so.
-local function claimed(ctx, peer)
-    if not ctx.surface.slotless then
-        ctx.claim = slots.hold(peer, ctx)
-    end
-    return peer
-end
-
-local function find_peer(list, id)
-    for i = 1, #list do
-        if list[i].id == id then
-            return list[i]
-        end
-    end
-    return nil
-end
-
---- The peers that may take the request, by the table in force. @return set, or nil if the model is gone
-local function candidates(ctx)
-    local set = routes.peers(peers.view(), ctx.rule, ctx.model, ctx.surface.engine)
-    ctx.want.preferred = set and set.preferred
-    return set
-end
-
---- Wait for a slot until ctx.deadline.
--- @param why there was none at once: "busy", "out", "avoided"
-local function wait_for_slot(ctx, set, why)
-    local want, waiter = ctx.want, nil
-    while true do
-        local peer, id, detail
-        if not waiter and why == "avoided" then
-            return nil, why
-        elseif not waiter and (why ~= "out" or not fall_back(ctx, peers.view())) then
-            if #set.peers == 0 then
-                return nil, "none"
-            end
-            waiter, why, detail = queue.join(ctx.ticket, set, want, ctx.length, ctx.queued)
-            if not waiter then
-                return nil, why, detail
-            end
-            ctx.waiter, ctx.queued = waiter, true
-        end
-        if waiter then
-            id, why = queue.wait(waiter, ctx.deadline, waiting_watch)
-            if id then
-                return claimed(ctx, find_peer(set.peers, id))
-            elseif why == "deadline" then
-                peer, why = queue.try(set, want)
-                if peer then
-                    return claimed(ctx, peer)
-                end
-                return nil, why
-            elseif why ~= "changed" and why ~= "out" then
-                return nil, why
-            elseif why == "out" then
-                waiter = nil
-                fall_back(ctx, peers.view())
-            end
-        end
-        local current = candidates(ctx)
-        if waiter and (not current or current.key ~= set.key) then
-            queue.leave(waiter)
-            waiter = nil
-        end
-        if not current then
-            return nil, "gone"
-        end
-        set = current
-        if not waiter then
-            peer, why = queue.try(set, want)
-            if peer then
-                return claimed(ctx, peer)
-            end
-        end
-    end
-end
-
---- Get a slot: a free one at once, else wait for one. Sets ctx.claim.
--- @return peer; or nil and "gone" (the model), "none" (the route leaves no peer), "avoided" (only peers that failed the request
---   are left), "full" (and seconds), "busy" or "out" (at the deadline), "client_left" or "shutdown"
-local function place(ctx)
-    local set = candidates(ctx)
-    if not set then
-        return nil, "gone"
-    end
-    local peer, why = queue.try(set, ctx.want)
-    if peer then
-        return claimed(ctx, peer)
-    end
-    return wait_for_slot(ctx, set, why)
 end
 
 --- Why no peer took it, as an error.
@@ -327,53 +181,6 @@ end
 -- Outcomes after which the engine may still be at work on the request.
 local MAY_GO_ON = { client_left = true, timeout = true, ejected = true, silent = true, shutdown = true }
 
---- The peer held the request and did not answer it well.
--- @param why words
--- @param answer its answer of 5xx, or nil
-local function note_failure(ctx, peer, why, answer)
-    ctx.failures = ctx.failures + 1
-    ctx.failed_answer = answer
-    ctx.want.avoid[peer.id] = true
-    ctx.suspect = ctx.suspect or not answer
-    ctx.want.suspect = ctx.suspect
-    ctx.blames = ctx.blames or {}
-    table.insert(ctx.blames, { peer = peer, why = why })
-    health.suspect(peer)
-end
-
---- Learn from an outcome that is not for the client.
--- @return boolean: try again
-local function judge(ctx, peer, outcome, view)
-    local kind = outcome.kind
-    if kind == "refused" then -- it is dead, and certainly did not see the request
-        health.refused(peer)
-        return true
-    elseif kind == "unreachable" then
-        health.failed(peer, "could not be reached: " .. (outcome.detail or "time-out"), view.limits)
-        ctx.want.avoid[peer.id] = true
-        return true
-    elseif kind == "ejected" then
-        ctx.want.avoid[peer.id] = true
-        return true
-    elseif kind == "answer" and (outcome.head.status == 503 or outcome.head.status == 429) then
-        health.busy(peer, tonumber(outcome.head.headers["retry-after"]))
-        return true
-    end
-    local why = kind == "answer" and "answered " .. outcome.head.status or outcome.detail or "broke off without an answer"
-    note_failure(ctx, peer, why, kind == "answer" and outcome or nil)
-    if kind == "garbage" then
-        health.garbage(table.remove(ctx.blames).peer, why) -- its fault in any case
-    end
-    -- A connection that broke means a dead peer more often than not: that is no part of the budget.
-    return ctx.failures < MAX_FAILURES and (kind == "closed" or budget.spend())
-end
-
---- Is the answer one for the client, whatever it says? 501: the engine does not have this at all.
-local function is_final(outcome)
-    local status = outcome.kind == "answer" and outcome.head.status
-    return status and (status < 500 and status ~= 429 or status == 501)
-end
-
 --- Finish with an outcome that ends the request. @return true if it did
 local function conclude(ctx, peer, outcome)
     local kind = outcome.kind
@@ -387,7 +194,7 @@ local function conclude(ctx, peer, outcome)
     elseif kind == "timeout" then
         fail(ctx, errors.new(504, "first_byte_timeout", "Node " .. peer.node .. " sent nothing for "
             .. peers.view().limits.first_byte_timeout .. " s.", { should_retry = false }))
-    elseif is_final(outcome) then
+    elseif outcomes.is_final(outcome) then
         if outcome.head.status < 300 then
             attempt.worked(ctx)
             ctx.usage = usage.find(outcome.body)
@@ -438,7 +245,7 @@ end
 
 --- Place the request once. @return true if it is over, false if it is to be placed again
 local function serve_once(ctx)
-    local peer, why, retry_after = place(ctx)
+    local peer, why, retry_after = claims.place(ctx)
     if not peer then
         return without_peer(ctx, why, retry_after)
     end
@@ -446,7 +253,7 @@ local function serve_once(ctx)
     ctx.attempts = ctx.attempts + 1
     ctx.peer = peer.name
     ctx.waited = ctx.waited or ngx.now() - ctx.start
-    remember_prefix(ctx, peer, view)
+    claims.remember_prefix(ctx, peer, view)
     local outcome = attempt.run(ctx, peer, view.limits)
     release(ctx, MAY_GO_ON[outcome.kind] and not ctx.relaying)
     if conclude(ctx, peer, outcome) then
@@ -454,7 +261,7 @@ local function serve_once(ctx)
     end
     ngx.log(ngx.WARN, "request ", ctx.id, ": peer ", peer.name, ": ", outcome.kind, " ",
         outcome.detail or outcome.head and outcome.head.status or "")
-    if not judge(ctx, peer, outcome, view) then
+    if not outcomes.judge(ctx, peer, outcome, view) then
         give_up(ctx)
         return true
     end
@@ -473,7 +280,7 @@ local function infer(ctx, view)
     ctx.want = { model = ctx.model, since = ctx.start, slotless = ctx.surface.slotless, avoid = {} }
     ctx.want.has_fallback = ctx.rule and ctx.rule.fallback ~= nil
     ctx.deadline = ngx.now() + view.limits.queue_timeout
-    look_up_prefix(ctx, view)
+    claims.look_up_prefix(ctx, view)
     budget.earn(view.limits.retry_budget)
     if not serve_once(ctx) then -- the first time by itself: see exchange.lua
         repeat until serve_once(ctx)
@@ -580,13 +387,6 @@ function M.nginx_error()
     errors.send(errors.new(known[1], known[2], known[3]), surface.api_of(ngx.var.llm_path or ""))
 end
 
---- The request succeeded nowhere: that says nothing about those who failed it.
-local function acquit(ctx)
-    for _, blame in ipairs(ctx.blames) do
-        health.acquit(blame.peer)
-    end
-end
-
 --- log_by_lua: whatever happened, the slot is free; then the request is counted and logged.
 function M.log()
     local ctx = ngx.ctx.llm
@@ -598,7 +398,7 @@ function M.log()
     end
     release(ctx, not ctx.relaying)
     if ctx.blames then
-        acquit(ctx)
+        outcomes.acquit(ctx)
     end
     limits.leave(ctx)
     metrics.observe(ctx)

@@ -1,0 +1,149 @@
+-- Copyright: (c) 2026, llm.cluster contributors
+-- SPDX-License-Identifier: GPL-3.0-or-later
+
+--- Get a slot for a request: a free one at once, or a place in the queue until there is one.
+
+local attempt = require "llm_cluster.attempt"
+local lifetime = require "llm_cluster.lifetime"
+local peers = require "llm_cluster.peers"
+local prefix = require "llm_cluster.prefix"
+local proc = require "llm_cluster.proc"
+local queue = require "llm_cluster.queue"
+local routes = require "llm_cluster.routes"
+local slots = require "llm_cluster.slots"
+
+local M = {}
+
+--- Note who holds how much of the request's prefix.
+function M.look_up_prefix(ctx, view)
+    if view.table.policy ~= "affinity" or ctx.surface.slotless or #view.peers == 1 then
+        return
+    end
+    ctx.pin = prefix.pin(ctx.parsed, ngx.var.http_x_llm_session)
+    ctx.prefix = prefix.keys(ctx.parsed, ctx.model, ctx.surface.path)
+    ctx.want.holders = prefix.holders(ctx.prefix, ctx.pin, view)
+end
+
+--- Remember that the peer will hold the prefix now, and note how much it has still to read.
+function M.remember_prefix(ctx, peer, view)
+    ctx.unread = ctx.length
+    if ctx.prefix then
+        local holders = ctx.want.holders
+        ctx.affinity = holders and (holders[peer.id] and "hit" or "miss") or nil
+        local held = ctx.prefix.depths[peer.id]
+        ctx.unread = held and ctx.length * (1 - held / #ctx.prefix) or ctx.length
+        prefix.remember(ctx.prefix, ctx.pin, peer, view.limits.affinity_ttl)
+    end
+end
+
+--- The route's other model, if the request's own has no peer in rotation. @return boolean
+local function fall_back(ctx, view)
+    local name = not ctx.fell_back and ctx.rule and ctx.rule.fallback
+    local model = name and peers.resolve_model(view.by_model, name)
+    if not model then
+        return false
+    end
+    ctx.fell_back, ctx.rule, ctx.model = true, nil, model
+    ctx.want.model, ctx.want.has_fallback = model, nil
+    attempt.set_body(ctx, name)
+    return true
+end
+
+--- Why a waiting request should stop waiting, or nil.
+local function waiting_watch()
+    return proc.client_left() and "client_left" or lifetime.is_over() and "shutdown" or nil
+end
+
+--- The slot is ours: say so.
+local function claimed(ctx, peer)
+    if not ctx.surface.slotless then
+        ctx.claim = slots.hold(peer, ctx)
+    end
+    return peer
+end
+
+local function find_peer(list, id)
+    for i = 1, #list do
+        if list[i].id == id then
+            return list[i]
+        end
+    end
+    return nil
+end
+
+--- The peers that may take the request, by the table in force. @return set, or nil if the model is gone
+local function candidates(ctx)
+    local set = routes.peers(peers.view(), ctx.rule, ctx.model, ctx.surface.engine)
+    ctx.want.preferred = set and set.preferred
+    return set
+end
+
+--- Wait for a slot until ctx.deadline.
+-- @param why there was none at once: "busy", "out", "avoided"
+local function wait_for_slot(ctx, set, why)
+    local want, waiter = ctx.want, nil
+    while true do
+        local peer, id, detail
+        if not waiter and why == "avoided" then
+            return nil, why
+        elseif not waiter and (why ~= "out" or not fall_back(ctx, peers.view())) then
+            if #set.peers == 0 then
+                return nil, "none"
+            end
+            waiter, why, detail = queue.join(ctx.ticket, set, want, ctx.length, ctx.queued)
+            if not waiter then
+                return nil, why, detail
+            end
+            ctx.waiter, ctx.queued = waiter, true
+        end
+        if waiter then
+            id, why = queue.wait(waiter, ctx.deadline, waiting_watch)
+            if id then
+                return claimed(ctx, find_peer(set.peers, id))
+            elseif why == "deadline" then
+                peer, why = queue.try(set, want)
+                if peer then
+                    return claimed(ctx, peer)
+                end
+                return nil, why
+            elseif why ~= "changed" and why ~= "out" then
+                return nil, why
+            elseif why == "out" then
+                waiter = nil
+                fall_back(ctx, peers.view())
+            end
+        end
+        local current = candidates(ctx)
+        if waiter and (not current or current.key ~= set.key) then
+            queue.leave(waiter)
+            waiter = nil
+        end
+        if not current then
+            return nil, "gone"
+        end
+        set = current
+        if not waiter then
+            peer, why = queue.try(set, want)
+            if peer then
+                return claimed(ctx, peer)
+            end
+        end
+    end
+end
+
+--- Get a slot: a free one at once, else wait for one. Sets ctx.claim.
+-- @return peer; or nil and "gone" (the model), "none" (the route leaves no peer), "avoided" (only peers that failed the request
+--   are left), "full" (and seconds), "busy" or "out" (at the deadline), "client_left" or "shutdown"
+function M.place(ctx)
+    local set = candidates(ctx)
+    if not set then
+        return nil, "gone"
+    end
+    local peer, why = queue.try(set, ctx.want)
+    if peer then
+        return claimed(ctx, peer)
+    end
+    return wait_for_slot(ctx, set, why)
+end
+
+return M
