@@ -296,7 +296,7 @@ def run_policy(make: MakeBed, policy: str, asks: list[Ask], line: Row) -> tuple[
 def test_affinity_brings_the_first_token_sooner(bed: MakeBed, row: MakeRow) -> None:
     """Multi-turn chat at load 0.65 (of what least_busy makes of it): mean time to first token, share of hits."""
     line = row("multi-turn chat, affinity against least_busy")
-    count, turns = scaled(250, 40), 8
+    count, turns = scaled(250, 32), 8
     # A turn has 5,500 characters on average: without any cache it works for 0.32 s.
     rate = 0.65 * 8 / 0.32 / turns * PACE
     firsts, hits = {}, {}
@@ -317,7 +317,7 @@ def test_affinity_brings_the_first_token_sooner(bed: MakeBed, row: MakeRow) -> N
 
 def test_affinity_without_reuse_costs_nothing(bed: MakeBed, row: MakeRow) -> None:
     line = row("no reuse, affinity against least_busy")
-    count, rate = scaled(1500, 250), 0.65 * 8 / 0.26 * PACE
+    count, rate = scaled(1500, 180), 0.65 * 8 / 0.26 * PACE
     firsts = {}
     for policy in ("least_busy", "affinity"):
         results, _ = run_policy(bed, policy, lone_questions(count, rate, 56), line)
