@@ -33,6 +33,7 @@ FAST = {
     "first_byte_timeout": 5,
     "stream_idle_timeout": 1,
     "queue_timeout": 3,
+    "retry_budget": 1,  # the workers are shared by all tests
     "probe_interval": 0.3,
     "probe_timeout": 0.3,
     "max_body_bytes": 2 << 20,

@@ -383,3 +383,10 @@ def test_health(balancer: Balancer, engine: MakeEngine) -> None:
     finally:
         balancer.admin("POST", "/peers/b/resume", {"owner": "t"})
     assert balancer.ask("GET", "/health", key=None).json["status"] == "degraded"
+
+
+def test_model_of_another_api_is_404(balancer: Balancer, engine: MakeEngine) -> None:
+    balancer.put(table(engine("o", kind="ollama", models=["x"]), engine("l")))
+    answer = balancer.ask(path="/api/chat", body={"model": "m"}, timeout=3)
+    assert answer.status == 404
+    assert "speaks this API" in answer.json["error"]

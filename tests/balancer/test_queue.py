@@ -340,3 +340,16 @@ def test_stuck_on_a_peer_that_failed_it(balancer: Balancer, engine: MakeEngine, 
     first.mode = "ok"
     second.stop()
     assert crowd.sent[-1].result().status == 200
+
+
+def test_only_waiting_counts_towards_the_deadline(balancer: Balancer, engine: MakeEngine, crowd: Crowd) -> None:
+    """A request was at work for longer than one may wait when its node dies: it still waits for the next slot."""
+    lost, other = engine("lost", service_time=3), engine("other", service_time=1.9)
+    lost.peer = other.peer = {"slots": 1}
+    balancer.put(table(lost, other, limits={"queue_timeout": 1}))
+    crowd.send(message("a"), queued=False)
+    crowd.send(message("b"), queued=False)
+    wait_for(lambda: lost.running == other.running == 1)
+    time.sleep(1.4)
+    lost.stop()
+    assert crowd.statuses() == [200, 200]

@@ -215,10 +215,8 @@ end
 -- @param seconds how long by its own word, or nil
 function M.busy(peer, seconds)
     local view = peers.view()
-    seconds = seconds and math.max(LEAST_REST, math.min(seconds, MOST_REST)) or view and view.limits.busy_rest or 0
-    if seconds > 0 then
-        rest(dict(), peer.id, seconds)
-    end
+    seconds = seconds and math.min(seconds, MOST_REST) or view and view.limits.busy_rest or 0
+    rest(dict(), peer.id, math.max(LEAST_REST, seconds)) -- never none: the request would ask again at once
 end
 
 function M.is_resting(id)

@@ -156,9 +156,12 @@ end
 
 --- Why no peer took it, as an error.
 local function no_peer(ctx, why, retry_after)
-    local waited = string.format("%.0f", ngx.now() - ctx.start)
+    local waited = string.format("%.0f", ctx.waited)
     if why == "gone" then
         return unknown_model(peers.view(), ctx.asked, ctx.key_entry)
+    elseif why == "none" and not ctx.rule then
+        return errors.new(404, "model_not_found", "No node that serves '" .. ctx.model .. "' speaks this API.",
+            { param = "model" })
     elseif why == "none" then
         return errors.new(503, "no_node_available", "No node that serves '" .. ctx.asked .. "' may take this request: the route '"
             .. ctx.rule.name .. "' leaves none.", { should_retry = false })
@@ -228,9 +231,10 @@ end
 
 --- No slot: wait a little for those that failed it, if it is no use otherwise; else say why. @return true if the request is over
 local function without_peer(ctx, why, retry_after)
-    if why == "avoided" and not ctx.failed_answer and ngx.now() < ctx.deadline then
+    if why == "avoided" and not ctx.failed_answer and ctx.patience > 0 then
         -- The only peers left have failed this request already, without an answer: they may be back.
         pause(AGAIN)
+        ctx.patience = ctx.patience - AGAIN
         ctx.want.avoid = {}
         return false
     elseif why == "avoided" then
@@ -245,14 +249,17 @@ end
 
 --- Place the request once. @return true if it is over, false if it is to be placed again
 local function serve_once(ctx)
+    local began = ngx.now()
+    ctx.deadline = began + ctx.patience
     local peer, why, retry_after = claims.place(ctx)
+    local waited = ngx.now() - began
+    ctx.waited, ctx.patience = (ctx.waited or 0) + waited, ctx.patience - waited
     if not peer then
         return without_peer(ctx, why, retry_after)
     end
     local view = peers.view()
     ctx.attempts = ctx.attempts + 1
     ctx.peer = peer.name
-    ctx.waited = ctx.waited or ngx.now() - ctx.start
     claims.remember_prefix(ctx, peer, view)
     local outcome = attempt.run(ctx, peer, view.limits)
     release(ctx, MAY_GO_ON[outcome.kind] and not ctx.relaying)
@@ -279,7 +286,7 @@ local function infer(ctx, view)
     end
     ctx.want = { model = ctx.model, since = ctx.start, slotless = ctx.surface.slotless, avoid = {} }
     ctx.want.has_fallback = ctx.rule and ctx.rule.fallback ~= nil
-    ctx.deadline = ngx.now() + view.limits.queue_timeout
+    ctx.patience = view.limits.queue_timeout -- only waiting uses it up, not the time at a peer that then failed
     claims.look_up_prefix(ctx, view)
     budget.earn(view.limits.retry_budget)
     if not serve_once(ctx) then -- the first time by itself: see exchange.lua
