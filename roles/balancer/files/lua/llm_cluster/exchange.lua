@@ -173,6 +173,39 @@ function Connection:read_rest_of_block(deadline)
     end
 end
 
+-- Names as engines write them, so that the common ones need neither checking nor folding.
+local NAMES = {}
+for _, name in ipairs {
+    "Content-Type", "Content-Length", "Connection", "Transfer-Encoding", "Server", "Date", "Keep-Alive", "Cache-Control",
+    "Access-Control-Allow-Origin", "Retry-After",
+} do
+    NAMES[name] = lower(name)
+    NAMES[lower(name)] = lower(name)
+end
+
+--- A header's name in lower case, or nil if it is none.
+local function fold_name(name)
+    local known = NAMES[name]
+    if known then
+        return known
+    elseif name == "" or find(name, "[^%w!#$%%&'*+.^_`|~-]") then
+        return nil
+    end
+    return lower(name)
+end
+
+--- Space and tabs around it removed.
+local function trimmed(value)
+    if byte(value, 1) == 32 and byte(value, 2) ~= 32 then
+        value = sub(value, 2)
+    end
+    local first, last = byte(value, 1), byte(value, -1)
+    if first == 32 or first == 9 or last == 32 or last == 9 then
+        return match(value, "^[ \t]*(.-)[ \t]*$")
+    end
+    return value
+end
+
 local function parse_head(text)
     local minor, status = match(text, "^HTTP/1%.([01]) (%d%d%d)[^\r\n]*\r\n")
     if not minor then
@@ -181,19 +214,17 @@ local function parse_head(text)
     local headers, count = {}, 0
     local from = find(text, "\n", 1, true) + 1
     while from <= #text do
-        local stop = find(text, "\r\n", from, true)
-        local name, value = match(text, "^([%w!#$%%&'*+.^_`|~-]+):[ \t]*([^\r\n%z]*)", from)
-        if not name or find(text, "[^\t\32-\255]", from) ~= stop then
+        local stop, colon = find(text, "\r\n", from, true), find(text, ":", from, true)
+        local name = colon and colon < stop and fold_name(sub(text, from, colon - 1))
+        local value = name and sub(text, colon + 1, stop - 1)
+        if not name or find(value, "[%z\1-\8\10-\31\127]") then
             return nil, "it sent a header line that is none"
         end
         count = count + 1
         if count > MAX_HEADERS then
             return nil, "it sent more than " .. MAX_HEADERS .. " headers"
         end
-        if byte(value, -1) == 32 or byte(value, -1) == 9 then
-            value = match(value, "^(.-)[ \t]*$")
-        end
-        name = lower(name)
+        value = trimmed(value)
         local before = headers[name]
         if before and name == "content-length" then
             if before ~= value then

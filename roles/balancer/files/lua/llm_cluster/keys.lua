@@ -12,6 +12,8 @@ unsigned char *SHA256(const unsigned char *d, size_t n, unsigned char *md); /* l
 
 local bor, bxor = bit.bor, bit.bxor
 
+local find, sub = string.find, string.sub
+
 local M = {}
 
 local MAX_KEY = 512
@@ -42,6 +44,9 @@ end
 -- @return string or nil
 function M.presented(authorization, x_api_key)
     if authorization then
+        if sub(authorization, 1, 7) == "Bearer " and not find(authorization, " ", 8, true) then
+            return sub(authorization, 8)
+        end
         local scheme, token = authorization:match("^(%a+) +(%S+) *$")
         if scheme and scheme:lower() == "bearer" then
             return token
