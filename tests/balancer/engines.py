@@ -37,7 +37,7 @@ class Engine:
     """One simulated engine on a port of its own.
 
     mode: ok | error500 | busy503 | busy429 | bad400 | not501 | die (closes before any byte) | die_in_head |
-    die_in_body | garbage | silent | two_lengths | endless_head | break_stream (after two events) |
+    die_in_body | garbage | silent | two_lengths | endless_head | endless_comments | break_stream (after two events) |
     end_stream (clean end without its marker) | stall_stream
     health: ok | loading (503) | silent
     """
@@ -241,6 +241,12 @@ class Engine:
         if mode == "endless_head":
             with contextlib.suppress(OSError):
                 sock.sendall(b"HTTP/1.1 200 OK\r\n" + b"X-Long: " + b"a" * 200000)
+                self._wait(sock, 5)
+            return False
+        if mode == "endless_comments":
+            head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+            with contextlib.suppress(OSError):
+                sock.sendall(head + b": still here\n\n" * 20000)
                 self._wait(sock, 5)
             return False
         if mode == "silent":

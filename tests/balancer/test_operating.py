@@ -372,3 +372,20 @@ def test_http2(own_balancer: MakeBalancer, engine: MakeEngine, certificate: tupl
     process.wait()
     wait_for(lambda: one.running == 0, 1, "the peer's connection is closed")
     time.sleep(0.1)
+
+
+@pytest.mark.parametrize("name", ["routing.json", "drains.json"])
+def test_full_disk_keeps_the_old_file(own_balancer: MakeBalancer, engine: MakeEngine, name: str) -> None:
+    balancer = own_balancer()
+    one = engine("a", peer={"node": "a"})
+    balancer.put(table(one))
+    balancer.admin("POST", "/peers/a/drain", {"owner": "operator"})
+    before = (balancer.dir / "state" / name).read_text()
+    (balancer.dir / "state" / (name + ".tmp")).symlink_to("/dev/full")
+    if name == "routing.json":
+        answer = balancer.admin("PUT", "/routing", table(one, limits={"queue_timeout": 9}))
+    else:
+        answer = balancer.admin("POST", "/peers/a/drain", {"owner": "sync"})
+    assert answer.status == 500
+    assert (balancer.dir / "state" / name).read_text() == before
+    assert [mark["owner"] for mark in balancer.peer("a")["drains"]] == ["operator"]

@@ -104,7 +104,9 @@ def test_slotless_routes_answer_while_all_slots_are_taken(balancer: Balancer, en
 # Failing over
 
 
-@pytest.mark.parametrize("mode", ["die", "die_in_head", "die_in_body", "garbage", "two_lengths", "endless_head"])
+@pytest.mark.parametrize(
+    "mode", ["die", "die_in_head", "die_in_body", "garbage", "two_lengths", "endless_head", "endless_comments"]
+)
 @pytest.mark.parametrize("stream", [False, True])
 def test_failure_before_anything_was_sent_goes_elsewhere(
     balancer: Balancer, engine: MakeEngine, mode: str, stream: Any

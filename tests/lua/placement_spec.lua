@@ -44,7 +44,7 @@ local function scene(list, fields)
     end
     fleet.busy = function(id) return busy[id] end
     fleet.suspects = function(id) return fields.suspects == id and 1 or 0 end
-    want.suspect = fields.suspects ~= nil
+    want.suspect = fields.suspects and 100 - (fields.apart or 0)
     fleet.usable = function(peer) return peer.slots end
     return peers, want, fleet
 end
@@ -126,7 +126,8 @@ describe("placement.choose", function()
     it("keeps requests apart that were at a peer when it died", function()
         local list = { candidate("a", { depth = 3 }), candidate("b", { busy = 3 }) }
         assert.equal("b", choose(list, nil, { suspects = "a" }).id)
-        assert.equal("a", choose({ list[1] }, nil, { suspects = "a" }).id)
+        assert.is_nil((choose({ list[1] }, nil, { suspects = "a" })))
+        assert.equal("a", choose({ list[1] }, nil, { suspects = "a", apart = 1 }).id)
     end)
 
     it("takes turns by weight alone when told to", function()

@@ -9,6 +9,7 @@ local peers = require "llm_cluster.peers"
 local prefix = require "llm_cluster.prefix"
 local proc = require "llm_cluster.proc"
 local queue = require "llm_cluster.queue"
+local request = require "llm_cluster.request"
 local routes = require "llm_cluster.routes"
 local slots = require "llm_cluster.slots"
 
@@ -36,6 +37,22 @@ function M.remember_prefix(ctx, peer, view)
     end
 end
 
+--- The route that the request matches, or nil.
+function M.find_rule(ctx, view)
+    if #view.routes == 0 then
+        return nil
+    end
+    local needs = routes.needs(view.routes)
+    if (needs.messages or needs.prompt_chars) and not ctx.shape then
+        ctx.shape = request.shape(ctx.parsed, ctx.surface.path)
+    end
+    local shape = ctx.shape
+    return routes.match(view.routes, {
+        model = ctx.asked, path = ctx.surface.path, stream = ctx.stream, key = ctx.key,
+        messages = shape and shape.messages, prompt_chars = shape and shape.prompt_chars,
+    })
+end
+
 --- The route's other model, if the request's own has no peer in rotation. @return boolean
 local function fall_back(ctx, view)
     local name = not ctx.fell_back and ctx.rule and ctx.rule.fallback
@@ -57,7 +74,7 @@ end
 --- The slot is ours: say so.
 local function claimed(ctx, peer)
     if not ctx.surface.slotless then
-        ctx.claim = slots.hold(peer, ctx)
+        ctx.claim = slots.hold(peer, ctx, ctx.want.suspect)
     end
     return peer
 end
@@ -73,7 +90,12 @@ end
 
 --- The peers that may take the request, by the table in force. @return set, or nil if the model is gone
 local function candidates(ctx)
-    local set = routes.peers(peers.view(), ctx.rule, ctx.model, ctx.surface.engine)
+    local view = peers.view()
+    if view ~= ctx.view then -- another table since: its routes hold, but for the model, which is in the body already
+        ctx.view = view
+        ctx.rule = not ctx.fell_back and M.find_rule(ctx, view) or nil
+    end
+    local set = routes.peers(view, ctx.rule, ctx.model, ctx.surface.engine)
     ctx.want.preferred = set and set.preferred
     return set
 end

@@ -8,7 +8,9 @@
 --
 -- Errors are words with a meaning, so that proxy.lua can decide:
 --   refused, unreachable   no connection was made (unreachable: time-out or no route)
---   closed                 the connection ended; timeout: silence; garbage: not HTTP as it should be
+--   closed                 the connection ended
+--   timeout                silence instead of an answer; silent: nor does it take the request
+--   garbage                not HTTP as it should be
 --   anything else          what watch() said
 
 local byte, find, match, sub, lower = string.byte, string.find, string.match, string.sub, string.lower
@@ -25,6 +27,7 @@ local MAX_LINE = 1024        -- of a chunk
 local POOL_IDLE = 4          -- seconds; llama.cpp closes after 5
 local POOL_SIZE = 64         -- per peer and worker
 local READ = 65536
+local SENT_AT_ONCE = 32768   -- bytes that an idle connection takes without waiting for the peer
 
 --- Connect to a peer, by a pooled connection if there is one.
 -- @param peer {id, host, port}
@@ -50,7 +53,7 @@ end
 --- Send a request.
 -- @param head string: request line and headers with the blank line
 -- @param pieces list of strings, the body
--- @return true, or nil and "closed" or "timeout" or the reason
+-- @return true, or nil and "closed", "silent" (the peer takes no bytes) or what the watch said
 function Connection:send(head, pieces)
     local parts = { head }
     local total = #head
@@ -58,10 +61,10 @@ function Connection:send(head, pieces)
         parts[i + 1] = piece
         total = total + #piece
     end
-    if total <= 131072 then
+    if total <= SENT_AT_ONCE then
         local sent, err = self.sock:send(parts)
         if not sent then
-            return nil, err == "timeout" and "timeout" or "closed"
+            return nil, err == "timeout" and "silent" or "closed"
         end
         return true
     end
@@ -80,7 +83,7 @@ function Connection:send(head, pieces)
         end
     end
     if not sent then
-        return nil, err == "timeout" and "timeout" or "closed"
+        return nil, err == "timeout" and "silent" or "closed"
     end
     return true
 end

@@ -19,8 +19,9 @@ local function note_failure(ctx, peer, why, answer)
     ctx.failures = ctx.failures + 1
     ctx.failed_answer = answer
     ctx.want.avoid[peer.id] = true
-    ctx.suspect = ctx.suspect or not answer
-    ctx.want.suspect = ctx.suspect
+    if not answer then
+        ctx.want.suspect = ngx.now()
+    end
     ctx.blames = ctx.blames or {}
     table.insert(ctx.blames, { peer = peer, why = why })
     health.suspect(peer)

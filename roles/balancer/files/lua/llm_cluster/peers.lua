@@ -7,13 +7,21 @@
 -- another number. Files are written to a temporary name and renamed. validate() and build() are pure.
 
 local cjson = require "cjson.safe"
+local ffi = require "ffi"
 
 local json = require "llm_cluster.json"
 local routes = require "llm_cluster.routes"
 
 local M = { resolve_model = require("llm_cluster.names").resolve }
 
+ffi.cdef [[
+int open(const char *path, int flags, ...);
+int fsync(int fd);
+int close(int fd);
+]]
+
 local DICT = "llm_state"
+local EINVAL = 22
 local state_dir
 
 -- name = {default, least, most}; times in seconds
@@ -366,6 +374,17 @@ local function read_file(name)
     return text
 end
 
+--- Is the file on the disk? A name must not come to stand for a file that a power cut leaves empty.
+local function synced(path)
+    local fd = ffi.C.open(path, 0)
+    if fd < 0 then
+        return false
+    end
+    local result = ffi.C.fsync(fd)
+    ffi.C.close(fd)
+    return result == 0 or ffi.errno() == EINVAL -- a file system that cannot
+end
+
 local function write_file(name, text)
     local path = state_dir .. "/" .. name
     local file, err = io.open(path .. ".tmp", "wb")
@@ -374,9 +393,11 @@ local function write_file(name, text)
     end
     local ok
     ok, err = file:write(text)
-    file:close()
-    if not ok then
-        return nil, err
+    -- A full disk often shows only here.
+    local closed, why = file:close()
+    if not (ok and closed and synced(path .. ".tmp")) then
+        os.remove(path .. ".tmp")
+        return nil, err or why or "it could not be written to the disk"
     end
     return os.rename(path .. ".tmp", path)
 end

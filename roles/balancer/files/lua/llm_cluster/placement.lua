@@ -10,15 +10,20 @@
 -- A peer that is slow at present is a last resort: a request takes it once it has waited as long as it would lose there (the
 -- break-even rule of ski rental: at most twice the best possible in hindsight).
 --
+-- Requests that were at a peer when it died part ways for a moment: one of them may have killed it and kill the next one, and the
+-- others should not be there when it does.
+--
 -- A request ("want"): {model, since = seconds, slotless = boolean, avoid = {peer id = true} or nil: peers that failed it,
 --   preferred = {peer id = true} or nil: by its route, holders = {peer id = depth} or nil: who holds how much of its prefix,
 --   has_fallback = boolean: another model may do,
---   suspect = boolean: a peer died with it in its hands}
+--   suspect = seconds or nil: when a peer died with it in its hands}
 -- The fleet: {now = seconds, policy, health = {peer id = {up, resting_until, lacks, cold, slow}}, drained = {peer id = true},
 --   suspects = function(id) → suspect requests there, busy = function(id) → slots in use, usable = function(peer, now) → slots
 -- that it may use now}
 
 local M = {}
+
+local APART = 1              -- seconds
 
 local max, min = math.max, math.min
 
@@ -55,14 +60,13 @@ local function is_open(peer, want, fleet)
     local health = fleet.health[peer.id]
     return not (health.resting_until and health.resting_until > fleet.now)
         and not ((health.slow or 0) > 0 and fleet.now - want.since < health.slow)
+        and not (want.suspect and fleet.now - want.suspect < APART and fleet.suspects(peer.id) > 0)
 end
 
---- How good the peer is for the request before load counts: higher is better. Requests that were at a peer when it died part
--- ways: one of them may have killed it and kill the next, and the others should not be there when it does.
+--- How good the peer is for the request before load counts: higher is better.
 local function tier(peer, want, fleet)
     local health = fleet.health[peer.id]
-    return (want.suspect and fleet.suspects(peer.id) > 0 and 0 or 8) + ((health.slow or 0) > 0 and 0 or 4)
-        + (want.preferred and want.preferred[peer.id] and 2 or 0)
+    return ((health.slow or 0) > 0 and 0 or 4) + (want.preferred and want.preferred[peer.id] and 2 or 0)
         + (health.cold and health.cold[want.model] and 0 or 1)
 end
 

@@ -24,7 +24,6 @@ local peers = require "llm_cluster.peers"
 local proc = require "llm_cluster.proc"
 local queue = require "llm_cluster.queue"
 local request = require "llm_cluster.request"
-local routes = require "llm_cluster.routes"
 local stream = require "llm_cluster.stream"
 local surface = require "llm_cluster.surface"
 local usage = require "llm_cluster.usage"
@@ -130,15 +129,8 @@ end
 
 --- Find the route, settle the model. @return true, or nil and an error
 local function route(ctx, view)
-    local asked, rule = ctx.asked, nil
-    if #view.routes > 0 then
-        local needs = routes.needs(view.routes)
-        local shape = (needs.messages or needs.prompt_chars) and request.shape(ctx.parsed, ctx.surface.path) or nil
-        rule = routes.match(view.routes, {
-            model = asked, path = ctx.surface.path, stream = ctx.stream, key = ctx.key,
-            messages = shape and shape.messages, prompt_chars = shape and shape.prompt_chars,
-        })
-    end
+    local asked, rule = ctx.asked, claims.find_rule(ctx, view)
+    ctx.view = view
     local rewritten = rule and rule.model
     ctx.rule, ctx.model = rule, peers.resolve_model(view.by_model, rewritten or asked)
     if not ctx.model then

@@ -37,6 +37,7 @@ local waiters = {}           -- ticket number → {semaphore, want, granted = pe
 local count = 0              -- of waiters here
 local leader                 -- ticket number
 local rematch_at = 0
+local known_generation       -- of the workers, when entries were last looked after
 
 local function dict()
     return ngx.shared[DICT]
@@ -66,7 +67,7 @@ end
 
 --- Give a peer's slot to a ticket. Under the lock.
 local function grant(d, peer, ticket)
-    if not slots.take(peer.id, fleet.usable(peer, fleet.now), ticket.pid) then
+    if not slots.take(peer.id, fleet.usable(peer, fleet.now), ticket.pid, ticket.suspect) then
         return false
     end
     tickets.remove(d, ticket.number, ticket.pid)
@@ -194,7 +195,7 @@ function M.try(set, want)
     if not tickets.is_empty(dict()) then
         lock.run(match_peer, peer, view) -- whoever waits for this slot goes first
     end
-    if slots.take(peer.id, health.usable_slots(peer, fleet.now), slots.pid) then
+    if slots.take(peer.id, health.usable_slots(peer, fleet.now), slots.pid, want.suspect) then
         return peer
     end
     return nil, "busy"
@@ -248,7 +249,7 @@ function M.leave(waiter)
         tickets.tidy(d, waiter.set.key, (totals(d)))
         uncount(d, waiter)
         if granted then
-            slots.put_back(granted, pid)
+            slots.put_back(granted, pid, waiter.want.suspect)
             freed = granted
         end
     end)
@@ -305,6 +306,18 @@ local function read_mail()
     end
 end
 
+--- A worker that was killed while it moved entries may have taken some of ours along: put back what is missing.
+local function restore(d)
+    local present, pid = {}, slots.pid
+    for number, waiter in pairs(waiters) do
+        local set = waiter.set
+        present[set.key] = present[set.key] or tickets.entries(d, set.key)
+        if not waiter.granted and not present[set.key][number .. ":" .. pid] and not d:get(pid .. ":g:" .. number) then
+            tickets.add(d, set, number, pid, waiter.want, true)
+        end
+    end
+end
+
 --- What the leader does for all of this worker.
 local function lead(number)
     leader = number
@@ -312,6 +325,11 @@ local function lead(number)
     local now = ngx.now()
     if now >= rematch_at then
         rematch_at = now + REMATCH
+        local _, generation = slots.workers()
+        if generation ~= known_generation then
+            known_generation = generation
+            lock.run(restore)
+        end
         local view = peers.view()
         lock.run(match_all, view)
         for _, waiter in pairs(waiters) do

@@ -27,7 +27,7 @@ local function dict()
 end
 
 --- Pids of the workers that count, refreshed when one came or went.
--- @return list
+-- @return list; and a number that moves on when it changes
 function M.workers()
     local d = dict()
     local version = d:get("version")
@@ -38,7 +38,7 @@ function M.workers()
         end
         pids_version = version
     end
-    return pids
+    return pids, pids_version
 end
 
 --- Make this worker known. Called once per worker.
@@ -68,23 +68,33 @@ function M.alive(pid)
     return not then_ or then_ == "" or not now or then_ == now
 end
 
+--- Forget a worker.
+-- @param place its number among the workers
+local function forget(d, place, pid)
+    local prefix = pid .. ":"
+    for _, key in ipairs(d:get_keys(0)) do
+        if key:sub(1, #prefix) == prefix then
+            d:delete(key)
+        end
+    end
+    d:delete("started:" .. pid)
+    d:delete("worker:" .. place)
+    d:incr("version", 1, 0)
+end
+
 --- Forget workers that are gone, and everything that is counted under their pids.
 -- @return true if there was one
 function M.sweep()
     local d, found = dict(), false
     for i = 1, d:get("highest") or 0 do
         local pid = d:get("worker:" .. i)
-        if pid and not M.alive(pid) then
-            found = true
-            d:delete("worker:" .. i)
-            d:delete("started:" .. pid)
-            d:incr("version", 1, 0)
-            local prefix = pid .. ":"
-            for _, key in ipairs(d:get_keys(0)) do
-                if key:sub(1, #prefix) == prefix then
-                    d:delete(key)
-                end
+        -- Only one worker does it: a second one, late, would delete what a new worker has written there meanwhile.
+        if pid and not M.alive(pid) and d:add("sweep:" .. pid, true, 10) then
+            if d:get("worker:" .. i) == pid then
+                found = true
+                forget(d, i, pid)
             end
+            d:delete("sweep:" .. pid)
         end
     end
     return found
@@ -118,8 +128,9 @@ end
 -- @param id the peer's
 -- @param most slots that may be in use with this one
 -- @param pid of the worker that serves the request
+-- @param suspect boolean: another peer died with the request in its hands
 -- @return boolean
-function M.take(id, most, pid)
+function M.take(id, most, pid, suspect)
     local d = dict()
     local name = name_of(pid, id)
     local count, err = d:incr(name, 1, 0)
@@ -131,31 +142,35 @@ function M.take(id, most, pid)
         d:incr(name, -1)
         return false
     end
+    if suspect then
+        d:incr(pid .. ":s:" .. id, 1, 0)
+    end
     return true
 end
 
 --- Give back what take() took.
-function M.put_back(id, pid)
-    dict():incr(name_of(pid, id), -1)
+function M.put_back(id, pid, suspect)
+    local d = dict()
+    if suspect then
+        d:incr(pid .. ":s:" .. id, -1)
+    end
+    d:incr(name_of(pid, id), -1)
 end
 
 local serial = 0
 
 --- What holds a slot from now on; GET /state and a drain's time-out name it.
 -- @param peer its peer
--- @param request {id, model, key = name or nil, suspect = boolean: a peer died with it in its hands}
+-- @param request {id, model, key = name or nil}
+-- @param suspect what take() was told
 -- @return claim to give to release()
-function M.hold(peer, request)
+function M.hold(peer, request, suspect)
     serial = serial + 1
     local pid = M.pid
-    local claim = { id = peer.id, peer = peer, pid = pid, note = pid .. ":f:" .. serial }
+    local claim = { id = peer.id, peer = peer, pid = pid, suspect = suspect, note = pid .. ":f:" .. serial }
     claim.text = peer.id .. "\n" .. request.id .. "\n" .. (request.model or "") .. "\n" .. (request.key or "") .. "\n"
         .. ngx.now()
     dict():safe_set(claim.note, claim.text)
-    if request.suspect then
-        claim.suspect = true
-        dict():incr(pid .. ":s:" .. peer.id, 1, 0)
-    end
     return claim
 end
 
@@ -167,11 +182,8 @@ function M.release(claim)
         if claim.ending then
             d:incr(claim.pid .. ":e:" .. claim.id, -1)
         end
-        if claim.suspect then
-            d:incr(claim.pid .. ":s:" .. claim.id, -1)
-        end
         d:delete(claim.note)
-        d:incr(name_of(claim.pid, claim.id), -1)
+        M.put_back(claim.id, claim.pid, claim.suspect)
     end
 end
 
@@ -196,7 +208,7 @@ function M.ending(id)
     return sum_of(":e:", id)
 end
 
---- Requests on a peer that another peer has died of, or with.
+--- Requests on a peer that were at another one when it died.
 function M.suspects(id)
     return sum_of(":s:", id)
 end

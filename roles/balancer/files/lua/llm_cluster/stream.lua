@@ -11,6 +11,7 @@ local find = string.find
 
 local M = {}
 
+local MAX_IDLE = 65536       -- bytes of comments and blank lines before the first event
 local AFTER_END = 1          -- seconds that a peer may take to end an answer whose end marker was seen
 
 --- Is the answer a stream? @return "sse", "ndjson" or nil
@@ -32,14 +33,14 @@ end
 -- @param deadline ngx.now() value
 -- @return text; or nil, an error word and details
 function M.first_event(connection, splitter, deadline)
-    local text = ""
+    local parts, size = {}, 0
     while not splitter.real do
         local piece, err, detail = connection:read_body(math.max(0, deadline - ngx.now()))
         if not piece then
             if not err then
-                text = text .. splitter:finish()
+                parts[#parts + 1] = splitter:finish()
                 if splitter.real then
-                    return text
+                    return table.concat(parts)
                 end
             end
             return nil, err or "closed", detail or "its stream was empty"
@@ -49,9 +50,13 @@ function M.first_event(connection, splitter, deadline)
         if not whole then
             return nil, "garbage", err
         end
-        text = text .. whole
+        parts[#parts + 1] = whole
+        size = size + #whole
+        if size > MAX_IDLE and not splitter.real then
+            return nil, "garbage", "it sent no event in " .. MAX_IDLE .. " bytes"
+        end
     end
-    return text
+    return table.concat(parts)
 end
 
 --- Take note of the tokens that the stream reports.

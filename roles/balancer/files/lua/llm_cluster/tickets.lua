@@ -92,22 +92,23 @@ end
 
 local function pack(want)
     return table.concat({
-        want.since, want.model, pack_map(want.avoid), pack_map(want.preferred), pack_map(want.holders),
+        want.since, want.model, want.suspect or "",
+        pack_map(want.avoid), pack_map(want.preferred), pack_map(want.holders),
     }, "\n")
 end
 
 --- The entry of a list as a waiting request.
--- @return {number, pid, since, model, avoid, preferred, holders}, or nil if it does not wait any more
+-- @return {number, pid, since, model, suspect, avoid, preferred, holders}, or nil if it does not wait any more
 local function read(d, entry)
     local number, pid = entry:match("^(%d+):(%d+)$")
     local text = d:get(pid .. ":t:" .. number)
     if not text then
         return nil
     end
-    local since, model, avoid, preferred, holders = text:match("^(.-)\n(.-)\n(.-)\n(.-)\n(.*)$")
+    local since, model, suspect, avoid, preferred, holders = text:match("^(.-)\n(.-)\n(.-)\n(.-)\n(.-)\n(.*)$")
     return {
-        number = tonumber(number), pid = tonumber(pid), since = tonumber(since), model = model, avoid = unpack_map(avoid),
-        preferred = unpack_map(preferred), holders = unpack_map(holders),
+        number = tonumber(number), pid = tonumber(pid), since = tonumber(since), model = model, suspect = tonumber(suspect),
+        avoid = unpack_map(avoid), preferred = unpack_map(preferred), holders = unpack_map(holders),
     }
 end
 
@@ -146,6 +147,17 @@ function M.add(d, set, number, pid, want, again)
         return nil, err
     end
     return true
+end
+
+--- Entries of a set's list: {entry = true}.
+function M.entries(d, key)
+    local list, out = "queue:" .. key, {}
+    for _ = 1, d:llen(list) or 0 do
+        local entry = d:lpop(list)
+        out[entry] = true
+        d:rpush(list, entry)
+    end
+    return out
 end
 
 --- The request waits no longer; its entry goes when matching comes by.
