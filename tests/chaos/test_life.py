@@ -33,8 +33,8 @@ def test_reloads(bed: MakeBed, row: MakeRow) -> None:
     line, here = row("20 reloads with 50 live streams"), bed()
     here.fleet(*peers(4, 31, slots=20))
     here.route()
-    pause = 1.0 if scaled(1, 0) else 0.4
-    last = 20 * (pause + 0.1) + 2
+    pause = 1.0 if scaled(1, 0) else 0.25
+    last = 20 * (pause + 0.35) + 2  # a reload takes a moment, too
     live = streams(50, last)
     others = steady(60, int(60 * last), 0.1, 31, streams=0.3)
     for ask in others:
