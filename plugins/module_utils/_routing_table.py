@@ -43,7 +43,7 @@ LIMITS: dict[str, tuple[float, float, float]] = {
     "hold_down": (4, 0, 3600),
     "hold_down_max": (60, 0, 86400),
     "return_time": (10, 0, 3600),
-    "busy_rest": (0.5, 0.2, 60),
+    "busy_rest": (0.5, 0, 60),
     "slow_share": (0.5, 0, 1),
     "retry_budget": (0.2, 0, 1),
 }

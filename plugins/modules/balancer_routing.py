@@ -255,7 +255,7 @@ options:
             type: float
             default: 10
           busy_rest:
-            description: Seconds that a peer is left alone after a 503 or 429 that names no time itself, at least 0.2.
+            description: Seconds that a peer is left alone after a 503 or 429 that names no time itself; at least 0.2 are kept.
             type: float
             default: 0.5
           slow_share:

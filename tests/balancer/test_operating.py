@@ -389,3 +389,17 @@ def test_full_disk_keeps_the_old_file(own_balancer: MakeBalancer, engine: MakeEn
     assert answer.status == 500
     assert (balancer.dir / "state" / name).read_text() == before
     assert [mark["owner"] for mark in balancer.peer("a")["drains"]] == ["operator"]
+
+
+def test_stored_limit_that_is_out_of_bounds_today_stops_nothing(own_balancer: MakeBalancer, engine: MakeEngine) -> None:
+    balancer = own_balancer()
+    balancer.put(table(engine("a")))
+    balancer.stop()
+    path = balancer.dir / "state" / "routing.json"
+    stored = json.loads(path.read_text())
+    stored["limits"].update(probe_interval=0, gone=1)
+    path.write_text(json.dumps(stored))
+    balancer.start()
+    balancer.wait_up(["a"])
+    assert balancer.chat().status == 200
+    assert balancer.admin("GET", "/routing").json["limits"]["probe_interval"] == 2

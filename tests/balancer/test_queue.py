@@ -379,3 +379,38 @@ def test_those_who_wait_follow_the_routes_of_a_new_table(balancer: Balancer, eng
     assert time.monotonic() - started < 1
     assert order(two) == ["waits"]
     assert crowd.statuses() == [200, 200]
+
+
+@pytest.mark.parametrize(("seconds", "retry_after"), [(0.3, None), (0, "0")])
+def test_deadline_holds_when_all_peers_say_they_are_busy(
+    balancer: Balancer, engine: MakeEngine, seconds: float, retry_after: str | None
+) -> None:
+    names = "abcd"
+    engines = [engine(name, mode="busy503", service_time=seconds, retry_after=retry_after) for name in names]
+    balancer.put(table(*engines, limits={"queue_timeout": 1.5}))
+    started = time.monotonic()
+    answer = balancer.chat()
+    assert (answer.status, answer.code) == (503, "queue_timeout")
+    assert 1.3 < time.monotonic() - started < 2
+    assert sum(len(each.inference()) for each in engines) < 40
+
+
+def test_waiters_for_a_model_that_a_peer_lacks_do_not_hide_others(
+    balancer: Balancer, engine: MakeEngine, crowd: Crowd
+) -> None:
+    full = engine("full", kind="ollama", models=["m", "k"], service_time=4, peer={"slots": 1})
+    part = engine("part", kind="ollama", models=["k"], service_time=0.02, peer={"slots": 1, "models": ["m", "k"]})
+    balancer.put(table(full, part, limits={"queue_timeout": 8, "queue_length": 200}))
+    wait_for(lambda: balancer.peer("part")["lacks"] == ["m"])
+    many = Crowd(balancer)
+    many.pool = concurrent.futures.ThreadPoolExecutor(80)
+    many.send(message("first"), queued=False)
+    wait_for(lambda: full.running == 1)
+    for i in range(70):
+        many.send(message(str(i)), queued=False)
+    wait_for(lambda: waiting(balancer) == 70)
+    started = time.monotonic()
+    assert balancer.chat(model="k").status == 200
+    assert time.monotonic() - started < 1
+    full.service_time = 0
+    assert set(many.statuses()) == {200}

@@ -249,8 +249,8 @@ def test_the_endpoint_answers_encrypted_through_both_nodes(certificate: str, str
         assert time.monotonic() < deadline, "a node stays out"
         time.sleep(0.5)
     peers = set()
-    for _ in range(8):
-        question = {"model": MODEL, "stream": stream, "messages": [{"role": "user", "content": "hi"}]}
+    for i in range(8):  # each another conversation: one that goes on would go back to its node
+        question = {"model": MODEL, "stream": stream, "messages": [{"role": "user", "content": f"hi {i} {stream}"}]}
         answer, peer = ask_endpoint("/v1/chat/completions", certificate, question)
         peers.add(peer)
         if stream:

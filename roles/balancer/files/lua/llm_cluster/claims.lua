@@ -63,6 +63,7 @@ local function fall_back(ctx, view)
     ctx.fell_back, ctx.rule, ctx.model = true, nil, model
     ctx.want.model, ctx.want.has_fallback = model, nil
     attempt.set_body(ctx, name)
+    M.look_up_prefix(ctx, view)
     return true
 end
 
@@ -94,6 +95,7 @@ local function candidates(ctx)
     if view ~= ctx.view then -- another table since: its routes hold, but for the model, which is in the body already
         ctx.view = view
         ctx.rule = not ctx.fell_back and M.find_rule(ctx, view) or nil
+        ctx.want.has_fallback = ctx.rule and ctx.rule.fallback ~= nil
     end
     local set = routes.peers(view, ctx.rule, ctx.model, ctx.surface.engine)
     ctx.want.preferred = set and set.preferred

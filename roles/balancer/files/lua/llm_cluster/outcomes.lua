@@ -27,6 +27,12 @@ local function note_failure(ctx, peer, why, answer)
     health.suspect(peer)
 end
 
+--- Did the peer say that it is busy?
+function M.is_busy(outcome)
+    local status = outcome.kind == "answer" and outcome.head.status
+    return status == 503 or status == 429
+end
+
 --- Learn from an outcome that is not for the client.
 -- @return boolean: try again
 function M.judge(ctx, peer, outcome, view)
@@ -41,7 +47,7 @@ function M.judge(ctx, peer, outcome, view)
     elseif kind == "ejected" then
         ctx.want.avoid[peer.id] = true
         return true
-    elseif kind == "answer" and (outcome.head.status == 503 or outcome.head.status == 429) then
+    elseif M.is_busy(outcome) then
         health.busy(peer, tonumber(outcome.head.headers["retry-after"]))
         return true
     end

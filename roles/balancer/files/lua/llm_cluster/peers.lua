@@ -52,7 +52,7 @@ local LIMITS = {
     hold_down = { 4, 0, 3600 },
     hold_down_max = { 60, 0, 86400 },
     return_time = { 10, 0, 3600 },
-    busy_rest = { 0.5, 0.2, 60 },
+    busy_rest = { 0.5, 0, 60 },
     slow_share = { 0.5, 0, 1 },
     -- Second tries after an answer of 5xx or silence, as a share of all requests.
     retry_budget = { 0.2, 0, 1 },
@@ -410,6 +410,19 @@ local function encode(t)
     })
 end
 
+--- A stored table whose limits are within today's bounds: after an upgrade with narrower ones it must still serve.
+local function mended(t)
+    local limits = type(t) == "table" and type(t.limits) == "table" and t.limits or {}
+    for name, value in pairs(limits) do
+        local range = LIMITS[name]
+        if not range or type(value) ~= "number" or value < range[2] or value > range[3] then
+            ngx.log(ngx.WARN, "routing.json: limits.", name, " is not used: ", tostring(value))
+            limits[name] = nil
+        end
+    end
+    return t
+end
+
 --- Load what an earlier life left behind. Called in the master, at start and at each reload; dicts survive a reload.
 -- @param dir state directory
 function M.init(dir)
@@ -418,7 +431,7 @@ function M.init(dir)
     if not dict:get("routing") then
         local text = read_file("routing.json")
         if text then
-            local valid, problems = M.validate(cjson.decode(text))
+            local valid, problems = M.validate(mended(cjson.decode(text)))
             if valid then
                 dict:set("routing", encode(valid))
                 dict:incr("routing_version", 1, 0)

@@ -242,6 +242,10 @@ end
 --- Place the request once. @return true if it is over, false if it is to be placed again
 local function serve_once(ctx)
     local began = ngx.now()
+    if ctx.was_busy and ctx.patience <= 0 then
+        fail(ctx, no_peer(ctx, "busy"))
+        return true
+    end
     ctx.deadline = began + ctx.patience
     local peer, why, retry_after = claims.place(ctx)
     local waited = ngx.now() - began
@@ -260,6 +264,9 @@ local function serve_once(ctx)
     end
     ngx.log(ngx.WARN, "request ", ctx.id, ": peer ", peer.name, ": ", outcome.kind, " ",
         outcome.detail or outcome.head and outcome.head.status or "")
+    if outcomes.is_busy(outcome) then -- it only went on waiting
+        ctx.was_busy, ctx.patience = true, ctx.patience - (ngx.now() - began - waited)
+    end
     if not outcomes.judge(ctx, peer, outcome, view) then
         give_up(ctx)
         return true

@@ -195,10 +195,13 @@ function M.try(set, want)
     if not tickets.is_empty(dict()) then
         lock.run(match_peer, peer, view) -- whoever waits for this slot goes first
     end
-    if slots.take(peer.id, health.usable_slots(peer, fleet.now), slots.pid, want.suspect) then
-        return peer
+    if not slots.take(peer.id, health.usable_slots(peer, fleet.now), slots.pid, want.suspect) then
+        return nil, "busy"
+    elseif peers.view() ~= view then -- drained in this very moment: whoever drained it may have counted already
+        slots.put_back(peer.id, slots.pid, want.suspect)
+        return nil, "busy"
     end
-    return nil, "busy"
+    return peer
 end
 
 local function enqueue(d, number, set, want, view, again)
@@ -297,9 +300,9 @@ local function read_mail()
         if not number then
             return
         end
-        local waiter = waiters[number]
-        if waiter then
-            waiter.granted = d:get(pid .. ":g:" .. number)
+        local waiter, peer = waiters[number], d:get(pid .. ":g:" .. number)
+        if waiter and peer then -- else the mail is about a place that was given up since
+            waiter.granted = peer
             d:delete(pid .. ":g:" .. number)
             waiter.semaphore:post(1)
         end
@@ -346,7 +349,7 @@ end
 local function hopeless(waiter)
     local want = waiter.want
     if want.has_fallback or next(want.avoid) then
-        local _, why = placement.choose(waiter.set.peers, want, fleet_now(peers.view()), clock)
+        local _, why = placement.choose(waiter.set.peers, want, fleet_now(peers.view()), placement.clock())
         if why == "avoided" or why == "out" and want.has_fallback then
             return why
         end

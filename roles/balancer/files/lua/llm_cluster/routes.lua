@@ -477,7 +477,8 @@ local function make_set(view, route, model, engine)
     if count > 0 and count < #set.peers then
         set.preferred = preferred
     end
-    set.key = name_of(set.peers)
+    -- With the model: what a peer lacks of one model must not hide those who wait for another.
+    set.key = name_of(set.peers) .. " " .. model
     return set
 end
 
@@ -486,7 +487,7 @@ end
 -- @param route from match(), or nil
 -- @param model a model's name as the table has it
 -- @param engine only peers of this engine; nil for any
--- @return {key = short text, equal for equal lists of peers, peers = list in the table's order, may be empty,
+-- @return {key = text, equal for equal lists of peers and models, peers = list in the table's order, may be empty,
 --   preferred = {peer.id → true}, or nil if all are alike}; or nil if the table does not have the model
 function M.peers(view, route, model, engine)
     local owner = route or view

@@ -4,10 +4,14 @@
 --- The waiting requests as they lie in the shared dict: per candidate set a list of tickets, oldest first; per ticket what
 -- matching must know. Everything here happens under the lock.
 --
--- A list's entry is NUMBER:PID, and PID:t:NUMBER is what matching must know. As that starts with its worker's pid, slots.sweep()
+-- A list's entry is NUMBER:PID, and PID:t1:NUMBER is what matching must know. As that starts with its worker's pid, slots.sweep()
 -- drops what belongs to a worker that died, and reading steps over entries whose ticket is gone.
 
 local M = {}
+
+-- During an upgrade's reload old and new workers share the queue. What pack() writes is only for those who read the same form, so
+-- a change of it changes this name.
+local KIND = ":t1:"
 
 local resolved, resolved_version = {}, nil -- set key → list of peers, for one version of the table
 
@@ -101,7 +105,7 @@ end
 -- @return {number, pid, since, model, suspect, avoid, preferred, holders}, or nil if it does not wait any more
 local function read(d, entry)
     local number, pid = entry:match("^(%d+):(%d+)$")
-    local text = d:get(pid .. ":t:" .. number)
+    local text = d:get(pid .. KIND .. number)
     if not text then
         return nil
     end
@@ -137,7 +141,7 @@ end
 -- @param again boolean: it was in the queue before and gets its place back
 -- @return true, or nil and the dict's error
 function M.add(d, set, number, pid, want, again)
-    local ok, err = d:safe_set(pid .. ":t:" .. number, pack(want))
+    local ok, err = d:safe_set(pid .. KIND .. number, pack(want))
     if ok then
         activate(d, set)
         ok, err = insert(d, set.key, number, number .. ":" .. pid, again)
@@ -162,7 +166,7 @@ end
 
 --- The request waits no longer; its entry goes when matching comes by.
 function M.remove(d, number, pid)
-    d:delete(pid .. ":t:" .. number)
+    d:delete(pid .. KIND .. number)
 end
 
 --- The oldest tickets of a set that a function accepts. Entries that wait no longer are dropped.
@@ -239,7 +243,7 @@ end
 function M.oldest_since(d)
     local oldest
     for _, name in ipairs(d:get_keys(0)) do
-        if name:find("^%d+:t:%d+$") then
+        if name:find("^%d+" .. KIND .. "%d+$") then
             local since = tonumber((d:get(name) or ""):match("^[%d.]+"))
             oldest = since and math.min(oldest or since, since) or oldest
         end
