@@ -414,3 +414,27 @@ def test_waiters_for_a_model_that_a_peer_lacks_do_not_hide_others(
     assert time.monotonic() - started < 1
     full.service_time = 0
     assert set(many.statuses()) == {200}
+
+
+def test_those_who_wait_elsewhere_now_are_not_granted_what_they_left(
+    balancer: Balancer, engine: MakeEngine, crowd: Crowd
+) -> None:
+    """Two wait for two peers, then the route leaves them one of those: the other one's slot is not theirs any more."""
+    one, two = engine("one", service_time=2.5), engine("two", service_time=1.2)
+    one.peer = two.peer = {"slots": 1}
+
+    def put(*names: str) -> None:
+        routes = [{"name": "r", "when": {"model": "m"}, "peers": list(names)}]
+        balancer.put(table(one, two, routes=routes, limits={"queue_timeout": 10}))
+
+    put("one", "two")
+    for name in ("a", "b"):
+        crowd.send(message(name), queued=False)
+    wait_for(lambda: one.running == two.running == 1)
+    one.service_time = two.service_time = 0.02
+    crowd.send(message("c"))
+    crowd.send(message("d"))
+    put("one")
+    assert crowd.statuses() == [200] * 4
+    assert len(order(two)) == 1
+    assert balancer.busy() == 0

@@ -68,18 +68,18 @@ describe("tickets", function()
     end)
 
     local function add(number, fields, again, pid)
-        return tickets.add(d, SET, number, pid or 7, want(fields), again)
+        return tickets.add(d, SET, number, pid or 7, number + 100, want(fields), again)
     end
 
     it("keep what matching must know", function()
         local given = want {
             suspect = 99.5, avoid = { ["a@1:1"] = true }, preferred = { ["b@1:2"] = true }, holders = { ["b@1:2"] = 12 },
         }
-        tickets.add(d, SET, 3, 7, given)
+        tickets.add(d, SET, 3, 7, 103, given)
         local out = {}
         tickets.oldest(d, SET.key, 16, function() return true end, out)
         assert.same({
-            number = 3, pid = 7, since = 100, model = "m:1", suspect = 99.5, avoid = { ["a@1:1"] = 1 },
+            number = 3, pid = 7, serial = 103, since = 100, model = "m:1", suspect = 99.5, avoid = { ["a@1:1"] = 1 },
             preferred = { ["b@1:2"] = 1 }, holders = { ["b@1:2"] = 12 },
         }, out[1])
     end)
@@ -113,10 +113,10 @@ describe("tickets", function()
     it("that were given up are stepped over, and their entries go", function()
         add(1)
         add(2)
-        tickets.remove(d, 1, 7)
+        tickets.remove(d, 7, 101)
         assert.same({ 2 }, numbers(d))
         assert.equal(1, d:llen("queue:ab"))
-        tickets.remove(d, 2, 7)
+        tickets.remove(d, 7, 102)
         assert.equal(0, tickets.compact(d, SET.key))
         assert.is_true(tickets.is_empty(d))
         assert.is_nil(d.values["set:ab"])
@@ -125,9 +125,9 @@ describe("tickets", function()
     it("make their set known, and forget it with the last of them", function()
         assert.is_true(tickets.is_empty(d))
         add(1)
-        tickets.add(d, { key = "b", peers = { SET.peers[2] } }, 2, 7, want())
+        tickets.add(d, { key = "b", peers = { SET.peers[2] } }, 2, 7, 102, want())
         assert.same({ "ab", "b" }, tickets.active_sets(d))
-        tickets.remove(d, 1, 7)
+        tickets.remove(d, 7, 101)
         assert.same({ { peers = { "b@1:2" }, waiting = 1 } }, tickets.sets(d))
         assert.same({ "b" }, tickets.active_sets(d))
     end)
@@ -137,9 +137,16 @@ describe("tickets", function()
         add(2)
         d:lpop("queue:ab") -- as a worker that dies between taking an entry and putting it back
         local present = tickets.entries(d, SET.key)
-        assert.same({ ["2:7"] = true }, present)
+        assert.same({ ["2:7:102"] = true }, present)
         add(1, nil, true)
         assert.same({ 1, 2 }, numbers(d))
+    end)
+
+    it("of an earlier place are not taken for the present one", function()
+        tickets.add(d, SET, 4, 7, 1, want())
+        tickets.remove(d, 7, 1)
+        tickets.add(d, { key = "b", peers = { SET.peers[2] } }, 4, 7, 2, want())
+        assert.same({}, numbers(d))
     end)
 
     it("that find no room leave nothing behind", function()
@@ -164,7 +171,7 @@ describe("tickets", function()
                     waiting[next_number] = true
                 elseif dice < 0.7 and next(waiting) then
                     local number = numbers(d, math.random(1, 4))[1]
-                    tickets.remove(d, number, 7)
+                    tickets.remove(d, 7, number + 100)
                     waiting[number] = nil
                     taken[#taken + 1] = number
                 elseif dice < 0.8 and #taken > 0 then

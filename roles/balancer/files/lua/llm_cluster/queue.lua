@@ -33,9 +33,10 @@ local LOOK = 0.5             -- seconds between two looks of a waiting request a
 local RATE_WINDOW = 5        -- seconds over which grants are counted
 
 local clock = placement.clock()
-local waiters = {}           -- ticket number → {semaphore, want, granted = peer id}
+local waiters = {}           -- serial → {number, serial, semaphore, set, want, bytes, view, granted = peer id}
+local last_serial = 0
 local count = 0              -- of waiters here
-local leader                 -- ticket number
+local leader                 -- serial of a waiting request
 local rematch_at = 0
 local known_generation       -- of the workers, when entries were last looked after
 
@@ -67,18 +68,22 @@ end
 
 --- Give a peer's slot to a ticket. Under the lock.
 local function grant(d, peer, ticket)
+    if not slots.counts(ticket.pid) then -- its worker died just now
+        tickets.remove(d, ticket.number, ticket.pid)
+        return true
+    end
     if not slots.take(peer.id, fleet.usable(peer, fleet.now), ticket.pid, ticket.suspect) then
         return false
     end
-    tickets.remove(d, ticket.number, ticket.pid)
+    tickets.remove(d, ticket.pid, ticket.serial)
     count_grant(d, fleet.now)
-    local mine = ticket.pid == slots.pid and waiters[ticket.number]
+    local mine = ticket.pid == slots.pid and waiters[ticket.serial]
     if mine then
         mine.granted = peer.id
         mine.semaphore:post(1)
     else
-        d:set(ticket.pid .. ":g:" .. ticket.number, peer.id)
-        d:rpush(ticket.pid .. ":mail", ticket.number)
+        d:set(ticket.pid .. ":g:" .. ticket.serial, peer.id)
+        d:rpush(ticket.pid .. ":mail", ticket.serial)
     end
     return true
 end
@@ -204,8 +209,9 @@ function M.try(set, want)
     return peer
 end
 
-local function enqueue(d, number, set, want, view, again)
-    local ok, err = tickets.add(d, set, number, slots.pid, want, again)
+local function enqueue(d, waiter, view, again)
+    local set = waiter.set
+    local ok, err = tickets.add(d, set, waiter.number, slots.pid, waiter.serial, waiter.want, again)
     if not ok then
         return nil, err
     end
@@ -217,8 +223,8 @@ local function enqueue(d, number, set, want, view, again)
 end
 
 --- Hand the leader's work to another waiting request.
-local function abdicate(number)
-    if leader == number then
+local function abdicate(serial)
+    if leader == serial then
         leader = nil
         local _, other = next(waiters)
         if other then
@@ -229,11 +235,11 @@ end
 
 local function uncount(d, waiter)
     local pid = slots.pid
-    waiters[waiter.number] = nil
+    waiters[waiter.serial] = nil
     count = count - 1
     d:incr(pid .. ":w", -1)
     d:incr(pid .. ":wb", -waiter.bytes)
-    abdicate(waiter.number)
+    abdicate(waiter.serial)
 end
 
 --- Give up a place: the client left, the deadline passed. Also right after a grant that nobody took note of yet.
@@ -245,10 +251,10 @@ function M.leave(waiter)
     waiter.over = true
     local view, freed = peers.view(), nil
     lock.run(function(d)
-        local pid, number = slots.pid, waiter.number
-        local granted = waiter.granted or d:get(pid .. ":g:" .. number)
-        tickets.remove(d, number, pid)
-        d:delete(pid .. ":g:" .. number)
+        local pid, serial = slots.pid, waiter.serial
+        local granted = waiter.granted or d:get(pid .. ":g:" .. serial)
+        tickets.remove(d, pid, serial)
+        d:delete(pid .. ":g:" .. serial)
         tickets.tidy(d, waiter.set.key, (totals(d)))
         uncount(d, waiter)
         if granted then
@@ -278,12 +284,15 @@ function M.join(number, set, want, bytes, again)
         end
     end
     local pid = slots.pid
-    local waiter = { number = number, semaphore = semaphore.new(0), set = set, want = want, bytes = bytes, view = view }
-    waiters[number] = waiter
+    last_serial = last_serial + 1
+    local waiter = {
+        number = number, serial = last_serial, semaphore = semaphore.new(0), set = set, want = want, bytes = bytes, view = view,
+    }
+    waiters[last_serial] = waiter
     count = count + 1
     d:incr(pid .. ":w", 1, 0)
     d:incr(pid .. ":wb", bytes, 0)
-    local ok, err = lock.run(enqueue, number, set, want, view, again)
+    local ok, err = lock.run(enqueue, waiter, view, again)
     if not ok then
         ngx.log(ngx.ERR, "queue: ", err, "; a larger balancer_slots_dict_mb helps")
         M.leave(waiter)
@@ -296,14 +305,14 @@ local function read_mail()
     local d, pid = dict(), slots.pid
     local box = pid .. ":mail"
     while true do
-        local number = d:lpop(box)
-        if not number then
+        local serial = d:lpop(box)
+        if not serial then
             return
         end
-        local waiter, peer = waiters[number], d:get(pid .. ":g:" .. number)
-        if waiter and peer then -- else the mail is about a place that was given up since
+        local waiter, peer = waiters[serial], d:get(pid .. ":g:" .. serial)
+        if waiter and peer then -- else the place was given up since
             waiter.granted = peer
-            d:delete(pid .. ":g:" .. number)
+            d:delete(pid .. ":g:" .. serial)
             waiter.semaphore:post(1)
         end
     end
@@ -312,18 +321,19 @@ end
 --- A worker that was killed while it moved entries may have taken some of ours along: put back what is missing.
 local function restore(d)
     local present, pid = {}, slots.pid
-    for number, waiter in pairs(waiters) do
-        local set = waiter.set
+    for serial, waiter in pairs(waiters) do
+        local set, number = waiter.set, waiter.number
         present[set.key] = present[set.key] or tickets.entries(d, set.key)
-        if not waiter.granted and not present[set.key][number .. ":" .. pid] and not d:get(pid .. ":g:" .. number) then
-            tickets.add(d, set, number, pid, waiter.want, true)
+        local is_granted = waiter.granted or d:get(pid .. ":g:" .. serial)
+        if not is_granted and not present[set.key][tickets.entry(number, pid, serial)] then
+            tickets.add(d, set, number, pid, serial, waiter.want, true)
         end
     end
 end
 
 --- What the leader does for all of this worker.
-local function lead(number)
-    leader = number
+local function lead(serial)
+    leader = serial
     read_mail()
     local now = ngx.now()
     if now >= rematch_at then
@@ -369,9 +379,9 @@ end
 function M.wait(waiter, deadline, watch)
     local look_at = ngx.now() + LOOK
     while true do
-        local leads = leader == nil or leader == waiter.number
+        local leads = leader == nil or leader == waiter.serial
         if leads then
-            lead(waiter.number)
+            lead(waiter.serial)
         end
         if waiter.granted then
             waiter.over = true

@@ -4,8 +4,10 @@
 --- The waiting requests as they lie in the shared dict: per candidate set a list of tickets, oldest first; per ticket what
 -- matching must know. Everything here happens under the lock.
 --
--- A list's entry is NUMBER:PID, and PID:t1:NUMBER is what matching must know. As that starts with its worker's pid, slots.sweep()
--- drops what belongs to a worker that died, and reading steps over entries whose ticket is gone.
+-- A list's entry is NUMBER:PID:SERIAL, and PID:t1:SERIAL is what matching must know. The number is the request's place in the
+-- order of arrival, which it keeps; the serial is this place's own, so that nothing left of an earlier place of the same request
+-- can be taken for the present one. As the key starts with its worker's pid, slots.sweep() drops what belongs to a worker that
+-- died, and reading steps over entries whose ticket is gone.
 
 local M = {}
 
@@ -102,17 +104,18 @@ local function pack(want)
 end
 
 --- The entry of a list as a waiting request.
--- @return {number, pid, since, model, suspect, avoid, preferred, holders}, or nil if it does not wait any more
+-- @return {number, pid, serial, since, model, suspect, avoid, preferred, holders}, or nil if it does not wait any more
 local function read(d, entry)
-    local number, pid = entry:match("^(%d+):(%d+)$")
-    local text = d:get(pid .. KIND .. number)
+    local number, pid, serial = entry:match("^(%d+):(%d+):(%d+)$")
+    local text = number and d:get(pid .. KIND .. serial)
     if not text then
         return nil
     end
     local since, model, suspect, avoid, preferred, holders = text:match("^(.-)\n(.-)\n(.-)\n(.-)\n(.-)\n(.*)$")
     return {
-        number = tonumber(number), pid = tonumber(pid), since = tonumber(since), model = model, suspect = tonumber(suspect),
-        avoid = unpack_map(avoid), preferred = unpack_map(preferred), holders = unpack_map(holders),
+        number = tonumber(number), pid = tonumber(pid), serial = tonumber(serial), since = tonumber(since),
+        model = model, suspect = tonumber(suspect), avoid = unpack_map(avoid), preferred = unpack_map(preferred),
+        holders = unpack_map(holders),
     }
 end
 
@@ -137,17 +140,22 @@ local function insert(d, key, number, entry, again)
     return ok, err
 end
 
+--- A place as it stands in its set's list.
+function M.entry(number, pid, serial)
+    return number .. ":" .. pid .. ":" .. serial
+end
+
 --- Add a request to a set's queue.
 -- @param again boolean: it was in the queue before and gets its place back
 -- @return true, or nil and the dict's error
-function M.add(d, set, number, pid, want, again)
-    local ok, err = d:safe_set(pid .. KIND .. number, pack(want))
+function M.add(d, set, number, pid, serial, want, again)
+    local ok, err = d:safe_set(pid .. KIND .. serial, pack(want))
     if ok then
         activate(d, set)
-        ok, err = insert(d, set.key, number, number .. ":" .. pid, again)
+        ok, err = insert(d, set.key, number, M.entry(number, pid, serial), again)
     end
     if not ok then
-        M.remove(d, number, pid)
+        M.remove(d, pid, serial)
         return nil, err
     end
     return true
@@ -165,8 +173,8 @@ function M.entries(d, key)
 end
 
 --- The request waits no longer; its entry goes when matching comes by.
-function M.remove(d, number, pid)
-    d:delete(pid .. KIND .. number)
+function M.remove(d, pid, serial)
+    d:delete(pid .. KIND .. serial)
 end
 
 --- The oldest tickets of a set that a function accepts. Entries that wait no longer are dropped.
