@@ -122,7 +122,7 @@ def test_the_llm_command_goes_through_the_balancer(cluster: Cluster) -> None:
 
 
 def test_the_access_log_names_the_key_and_holds_no_secret(cluster: Cluster) -> None:
-    log = cluster.ssh("balancer", "cat /var/log/nginx/llm-access.log")
+    log = cluster.ssh("balancer", "sleep 1; cat /var/log/nginx/llm-access.log")
     assert cluster.endpoint["api_key"] not in log
     assert "capital of France" not in log
     served = [
@@ -135,5 +135,6 @@ def test_the_access_log_names_the_key_and_holds_no_secret(cluster: Cluster) -> N
 
 
 def access_log(cluster: Cluster) -> list[dict[str, str]]:
-    lines = cluster.ssh("balancer", "cat /var/log/nginx/llm-access.log").splitlines()
+    # nginx writes it in batches, at most half a second late.
+    lines = cluster.ssh("balancer", "sleep 1; cat /var/log/nginx/llm-access.log").splitlines()
     return [json.loads(line) for line in lines]
