@@ -300,8 +300,8 @@ def test_affinity_brings_the_first_token_sooner(bed: MakeBed, row: MakeRow) -> N
     """Multi-turn chat at load 0.65 (without any cache): mean time to first token, share of hits."""
     line = row("multi-turn chat, affinity against least_busy")
     count, turns = scaled(250, 32), 8
-    # A turn has 5,500 characters on average and works for 0.32 s without any cache: that makes the load 0.65. What it comes
-    # to with the caches, beginning and end included, is printed.
+    # A turn has 5,500 characters on average and works for 0.32 s without any cache: that makes the load 0.65. What it
+    # comes to with the caches, beginning and end included, is printed.
     rate = 0.65 * 8 / 0.32 / turns * PACE
     firsts, hits = {}, {}
     for policy in ("least_busy", "affinity"):
