@@ -8,6 +8,7 @@ local ffi = require "ffi"
 rawset(ngx, "now", require("llm_cluster.clock").now)
 
 local attempt = require "llm_cluster.attempt"
+local ending = require "llm_cluster.ending"
 local health = require "llm_cluster.health"
 local history = require "llm_cluster.history"
 local lifetime = require "llm_cluster.lifetime"
@@ -37,6 +38,7 @@ function M.init_worker()
     ffi.C.umask(OWNER_AND_GROUP)
     slots.register()
     health.start()
+    ending.start()
     history.start()
 end
 

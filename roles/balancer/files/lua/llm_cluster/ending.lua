@@ -5,18 +5,24 @@
 --
 -- llama.cpp finishes a prompt, and an answer that is not streamed, whether its client is there or not; only a stream in the
 -- middle of its tokens stops. Ollama stops always. A slot that may still be at work stays in use until /slots of the engine
--- reports fewer slots at work than the balancer has requests for.
+-- reports fewer slots at work than the balancer has in use there, or its time is over. No worker owns such a slot, so a reload
+-- changes nothing; the worker that probes looks after them.
 
 local exchange = require "llm_cluster.exchange"
+local lock = require "llm_cluster.lock"
 local peers = require "llm_cluster.peers"
+local prober = require "llm_cluster.prober"
 local queue = require "llm_cluster.queue"
 local slots = require "llm_cluster.slots"
 
 local M = {}
 
 local LOOK = 0.25            -- seconds between two looks
+local AGAIN = 0.05           -- seconds until a second look confirms that an engine has ended
 local TIMEOUT = 1            -- seconds for one
 local MAX_ANSWER = 4194304   -- bytes: /slots may show prompts
+
+local looking = {}           -- peer id → true while a look is under way
 
 --- Slots at work by the engine's own word. @return number, or nil if it does not say
 local function at_work(peer)
@@ -30,32 +36,55 @@ local function at_work(peer)
     return count
 end
 
+--- Slots that are in use here, before and after the engine was asked, but not there.
+local function ended(peer)
+    local before = slots.busy(peer.id)
+    local count = at_work(peer)
+    return count and math.max(0, math.min(before, slots.busy(peer.id)) - count) or 0
+end
+
+--- Free the slots that a peer has ended with. A request on its way there or back is not at work either: that passes, so only
+-- what two looks find counts.
+local function examine(peer)
+    local number = ended(peer)
+    if number > 0 then
+        ngx.sleep(AGAIN)
+        number = math.min(number, ended(peer))
+    end
+    -- Another worker may lead by now, and have freed them.
+    if prober.leads() and lock.run(slots.free_ended, peer.id, number) > 0 then
+        queue.match(peer)
+    end
+end
+
+local function look(premature, peer)
+    if premature then
+        return
+    end
+    local ok, err = pcall(examine, peer)
+    looking[peer.id] = nil
+    if not ok then
+        ngx.log(ngx.ERR, "slots of clients that left ", peer.id, ": ", err)
+    end
+end
+
+--- Look at every peer that has such slots: each in a timer of its own, so that none waits for another.
+local function tick(premature)
+    local view = not premature and prober.leads() and peers.view()
+    for _, peer in ipairs(view and view.peers or {}) do
+        if not looking[peer.id] and slots.ending(peer.id) > 0 then
+            local ok, err = ngx.timer.at(0, look, peer)
+            looking[peer.id] = ok
+            if not ok then
+                ngx.log(ngx.ERR, "slots of clients that left ", peer.id, " are not watched: ", err)
+            end
+        end
+    end
+end
+
 local function free(claim)
     slots.release(claim)
     queue.match(claim.peer)
-end
-
---- Look again later. A timer each, rather than a loop in one: a timer's memory is given back when it ends.
-local look
-
-local function later(claim, until_)
-    local ok, err = ngx.timer.at(LOOK, look, claim, until_)
-    if not ok then
-        ngx.log(ngx.ERR, "the slot of a client that left is not watched: ", err)
-        free(claim)
-    end
-end
-
-function look(premature, claim, until_)
-    if premature or ngx.now() >= until_ then
-        return free(claim)
-    end
-    local count = at_work(claim.peer)
-    local ending = slots.ending(claim.id)
-    if count and count - (slots.busy(claim.id) - ending) < ending then
-        return free(claim)
-    end
-    later(claim, until_)
 end
 
 --- The request of this claim is over here. Frees its slot, now or as soon as the engine has ended.
@@ -66,8 +95,16 @@ function M.finish(claim, may_go_on)
     if not may_go_on or claim.peer.engine ~= "llama_cpp" or not view or view.limits.ending_timeout == 0 then
         return free(claim)
     end
-    slots.mark_ending(claim)
-    later(claim, ngx.now() + view.limits.ending_timeout)
+    local ok, err = lock.run(slots.let_end, claim, ngx.now() + view.limits.ending_timeout)
+    if not ok then
+        ngx.log(ngx.ERR, "the slot of a client that left is not kept: ", err, "; a larger balancer_slots_dict_mb helps")
+        free(claim)
+    end
+end
+
+--- Start in this worker.
+function M.start()
+    assert(ngx.timer.every(LOOK, tick))
 end
 
 return M

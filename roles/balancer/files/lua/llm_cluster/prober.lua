@@ -31,20 +31,30 @@ local canary_due = {}        -- peer id → ngx.now() of the next canary
 local sweep_at, judge_at = 0, 0
 local known_view
 
---- One token of each model that is loaded, in a slot as any request.
+--- One token of each model that is loaded.
+local function sing_all(peer, entry, limits)
+    local ok, why = true, nil
+    for _, model in ipairs(peer.models) do
+        if ok and not (entry.lacks and entry.lacks[model]) and not (entry.cold and entry.cold[model]) then
+            ok, why = probes.canary(peer, model, limits.canary_timeout)
+        end
+    end
+    return ok, why
+end
+
+--- The same, in a slot as any request.
 -- @return true; false and why; or nil: no slot was free, or it said that it is busy
 local function sing(peer, limits, health)
     local id, pid, entry = peer.id, ngx.worker.pid(), health.snapshot()[peer.id]
     if not entry or not slots.take(id, entry.usable, pid) then
         return nil
     end
-    local claim, ok, why = slots.hold(peer, { id = "canary", model = table.concat(peer.models, ",") }), true, nil
-    for _, model in ipairs(peer.models) do
-        if ok and not (entry.lacks and entry.lacks[model]) and not (entry.cold and entry.cold[model]) then
-            ok, why = probes.canary(peer, model, limits.canary_timeout)
-        end
-    end
+    local claim = slots.hold(peer, { id = "canary", model = table.concat(peer.models, ",") })
+    local done, ok, why = pcall(sing_all, peer, entry, limits)
     slots.release(claim)
+    if not done then
+        error(ok, 0)
+    end
     return ok, why
 end
 
@@ -93,10 +103,7 @@ local function probe(premature, peer, limits, health)
     end
 end
 
-local function canary(premature, peer, limits, health)
-    if premature then
-        return
-    end
+local function try_canary(peer, limits, health)
     for attempt = 1, limits.probe_failures do
         local ok, why = sing(peer, limits, health)
         if ok ~= false then
@@ -105,6 +112,16 @@ local function canary(premature, peer, limits, health)
             return health.canary_failed(peer, why)
         end
         ngx.sleep(PAUSE)
+    end
+end
+
+local function canary(premature, peer, limits, health)
+    if premature then
+        return
+    end
+    local ok, err = pcall(try_canary, peer, limits, health)
+    if not ok then
+        ngx.log(ngx.ERR, "canary of ", peer.id, ": ", err)
     end
 end
 
@@ -205,6 +222,11 @@ local function has_lease(d, pid)
         return true
     end
     return false
+end
+
+--- Is this the worker that probes, so that others do not do the same beside it?
+function M.leads()
+    return ngx.shared[DICT]:get("lease") == ngx.worker.pid()
 end
 
 --- @return seconds until there is something to do again

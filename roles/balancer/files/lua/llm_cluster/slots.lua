@@ -6,6 +6,10 @@
 -- Each claim is counted under the pid of the worker that serves the request, so nothing derived can drift: what a worker that
 -- died held goes with its keys, which all start with its pid. In use means: the sum over living workers. A claim counts first
 -- and sums after, so two workers never overcommit; at worst both step back and the request waits.
+--
+-- Slots that wait for their engine to end after the request is over outlive the worker: they are counted under 0, which is no
+-- worker, so nobody takes them along. 0:f:PEER is the list of them, from which 0:b:PEER and 0:s:PEER are made anew whenever it
+-- changes, under the lock; all three are gone by themselves when the last one's time is over.
 
 local ffi = require "ffi"
 local proc = require "llm_cluster.proc"
@@ -18,6 +22,8 @@ local M = {} -- pid: this worker's, once register() was called: asking the kerne
 
 local DICT = "llm_slots"
 local MAX_WORKERS = 256
+local ENDING = 0             -- whom slots are counted under that only wait for the engine to end
+local SEPARATOR = "\30"      -- between the notes about them
 
 local pids, pids_version = {}, nil
 local names = {} -- pid → peer id → key of its count
@@ -41,11 +47,33 @@ function M.workers()
     return pids, pids_version
 end
 
+--- Does the worker count still?
+function M.counts(pid)
+    local list = M.workers()
+    for i = 1, #list do
+        if list[i] == pid then
+            return true
+        end
+    end
+    return false
+end
+
+--- Delete what is kept under a pid.
+local function drop(d, pid)
+    local prefix = pid .. ":"
+    for _, key in ipairs(d:get_keys(0)) do
+        if key:sub(1, #prefix) == prefix then
+            d:delete(key)
+        end
+    end
+end
+
 --- Make this worker known. Called once per worker.
 function M.register()
     local d, pid = dict(), ngx.worker.pid()
     M.pid = pid
     M.sweep()
+    drop(d, pid) -- pids come again: what an earlier worker of this one left is not ours
     for i = 1, MAX_WORKERS do
         if d:add("worker:" .. i, pid) then
             if i > (d:get("highest") or 0) then
@@ -71,12 +99,7 @@ end
 --- Forget a worker.
 -- @param place its number among the workers
 local function forget(d, place, pid)
-    local prefix = pid .. ":"
-    for _, key in ipairs(d:get_keys(0)) do
-        if key:sub(1, #prefix) == prefix then
-            d:delete(key)
-        end
-    end
+    drop(d, pid)
     d:delete("started:" .. pid)
     d:delete("worker:" .. place)
     d:incr("version", 1, 0)
@@ -116,8 +139,8 @@ end
 
 --- Slots in use on a peer, with those that are ending.
 function M.busy(id)
-    local d, sum = dict(), 0
-    local list = M.workers()
+    local d, list = dict(), M.workers()
+    local sum = d:get(name_of(ENDING, id)) or 0
     for i = 1, #list do
         sum = sum + (d:get(name_of(list[i], id)) or 0)
     end
@@ -178,39 +201,97 @@ end
 function M.release(claim)
     if claim and not claim.released then
         claim.released = true
-        local d = dict()
-        if claim.ending then
-            d:incr(claim.pid .. ":e:" .. claim.id, -1)
-        end
-        d:delete(claim.note)
+        dict():delete(claim.note)
         M.put_back(claim.id, claim.pid, claim.suspect)
     end
 end
 
---- The request is over here, but the engine may go on: the slot stays in use until release().
-function M.mark_ending(claim)
-    claim.ending = true
-    local d = dict()
-    d:incr(claim.pid .. ":e:" .. claim.id, 1, 0)
-    d:safe_set(claim.note, claim.text .. "\nending")
+local function notes_of(text)
+    local out = {}
+    for note in (text or ""):gmatch("[^" .. SEPARATOR .. "]+") do
+        out[#out + 1] = note
+    end
+    return out
 end
 
-local function sum_of(kind, id)
-    local d, sum = dict(), 0
-    for _, pid in ipairs(M.workers()) do
-        sum = sum + (d:get(pid .. kind .. id) or 0)
+--- Until when the slot of a note may be ending, and whether its request was a suspect.
+local function terms(note)
+    local until_, suspect = note:match("\n([%d.]+)\n(%d?)$")
+    return tonumber(until_) or 0, suspect == "1"
+end
+
+--- Keep the notes about a peer's ending slots, and count them.
+-- @return true, or nil and the dict's error
+local function keep_ending(d, id, notes)
+    local list, busy, suspect = ENDING .. ":f:" .. id, name_of(ENDING, id), ENDING .. ":s:" .. id
+    if #notes == 0 then
+        d:delete(list)
+        d:delete(busy)
+        d:delete(suspect)
+        return true
     end
-    return sum
+    local last, suspects = 0, 0
+    for _, note in ipairs(notes) do
+        local until_, is_suspect = terms(note)
+        last, suspects = math.max(last, until_), suspects + (is_suspect and 1 or 0)
+    end
+    local lasts = math.max(0.001, last - ngx.now())
+    local ok, err = d:safe_set(list, table.concat(notes, SEPARATOR), lasts)
+    if ok then
+        ok, err = d:safe_set(busy, #notes, lasts)
+    end
+    if ok then
+        ok, err = d:safe_set(suspect, suspects, lasts)
+    end
+    return ok, err
+end
+
+--- The request of a claim is over, but its engine may go on: the slot stays in use, and not by this worker. Under the lock.
+-- @param until_ ngx.now() value from which on it is free whatever the engine does
+-- @return true; or nil and the dict's error, and the claim is as before
+function M.let_end(d, claim, until_)
+    local notes = notes_of(d:get(ENDING .. ":f:" .. claim.id))
+    notes[#notes + 1] = claim.text .. "\n" .. until_ .. "\n" .. (claim.suspect and 1 or "")
+    local ok, err = keep_ending(d, claim.id, notes)
+    if not ok then
+        notes[#notes] = nil
+        keep_ending(d, claim.id, notes)
+        return nil, err
+    end
+    M.release(claim)
+    return true
+end
+
+--- Free some of a peer's ending slots, the oldest first, and those whose time is over. Under the lock.
+-- @param ended number of slots that the engine has ended with
+-- @return number of slots that became free
+function M.free_ended(d, id, ended)
+    local now, notes, left = ngx.now(), notes_of(d:get(ENDING .. ":f:" .. id)), {}
+    for _, note in ipairs(notes) do
+        if terms(note) > now then
+            left[#left + 1] = note
+        end
+    end
+    for _ = 1, math.min(ended, #left) do
+        table.remove(left, 1)
+    end
+    keep_ending(d, id, left)
+    return #notes - #left
 end
 
 --- Slots on a peer that only wait for the engine to end.
 function M.ending(id)
-    return sum_of(":e:", id)
+    return dict():get(name_of(ENDING, id)) or 0
 end
 
 --- Requests on a peer that were at another one when it died.
 function M.suspects(id)
-    return sum_of(":s:", id)
+    local d = dict()
+    local sum = d:get(ENDING .. ":s:" .. id) or 0
+    for _, pid in ipairs(M.workers()) do
+        sum = sum + (d:get(pid .. ":s:" .. id) or 0)
+    end
+    return sum
 end
 
 --- What holds slots, by peer.
@@ -218,8 +299,7 @@ end
 function M.in_flight()
     local d, out = dict(), {}
     for _, name in ipairs(d:get_keys(0)) do
-        local text = name:find("^%d+:f:%d+$") and d:get(name)
-        if text then
+        for _, text in ipairs(name:find("^%d+:f:") and notes_of(d:get(name)) or {}) do
             local id, request, model, key, since, ending = text:match("^(.-)\n(.-)\n(.-)\n(.-)\n([%d.]+)\n?(.*)$")
             if id then
                 out[id] = out[id] or {}
