@@ -57,12 +57,14 @@ class Engine:
     port: int = 0
     address: str = "127.0.0.1"
     retry_after: str | None = None
+    version_time: float = 0.0  # seconds that it takes to say its version
     usage: dict[str, Any] | None = None  # what it reports about tokens
     peer: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.seen: list[Seen] = []
         self.probes = 0
+        self.versions = 0
         self.running = 0
         self.most = 0
         self.lock = threading.Lock()
@@ -173,6 +175,9 @@ class Engine:
     def _get(self, sock: socket.socket, path: str, headers: dict[str, str]) -> bool:
         if path in ("/health", "/api/version"):
             self.probes += 1
+            if path == "/api/version":
+                self.versions += 1
+                self._wait(sock, self.version_time)
             if self.health == "silent":
                 self._wait(sock, 3600)
                 return False

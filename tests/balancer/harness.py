@@ -47,6 +47,12 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
+def nginx_version() -> tuple[int, ...]:
+    # nginx version: nginx/1.22.1 (Debian)
+    said = subprocess.run(["nginx", "-v"], capture_output=True, text=True, check=True).stderr
+    return tuple(int(part) for part in said.split("/")[1].split()[0].split("."))
+
+
 def wait_for(condition: Callable[[], Any], seconds: float = 5, what: str = "condition") -> Any:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -118,6 +124,7 @@ class Balancer:
             "balancer_tls_certificate": tls and tls[0],
             "balancer_tls_certificate_key": tls and tls[1],
             "balancer_http2": True,
+            "balancer_http2_apart": nginx_version() >= (1, 25, 1),
             "balancer_max_body_bytes": 4 << 20,
             "balancer_header_timeout": 15,
             "balancer_body_timeout": 30,

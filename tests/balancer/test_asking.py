@@ -4,13 +4,15 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import json
 import socket
+import time
 from typing import Any
 
 import pytest
-from balancer.harness import KEY, Balancer, MakeEngine, hashed, table, wait_for
+from balancer.harness import KEY, Balancer, MakeBalancer, MakeEngine, hashed, table, wait_for
 
 # Keys
 
@@ -272,6 +274,8 @@ CLOSED = [
     ("POST", "/v1/chat/..%2f..%2fapi/pull"),
     ("OPTIONS", "/v1/models"),
     ("POST", "/load"),
+    ("GET", "/llm-nginx-error/400"),
+    ("POST", "/llm-nginx-error/413"),
 ]
 
 
@@ -291,6 +295,7 @@ def test_closed_surface(balancer: Balancer, engine: MakeEngine, method: str, pat
     balancer.put(table(one))
     answer = balancer.ask(method, path, body=b'{"model":"m"}' if method in ("POST", "PUT") else None)
     assert answer.status in (404, 400, 405)
+    assert answer.headers["content-type"] == "application/json"
     assert [seen.path for seen in one.seen] == []
 
 
@@ -368,6 +373,33 @@ def test_tags_are_merged(balancer: Balancer, engine: MakeEngine) -> None:
     assert [(model["name"], model["from"]) for model in models] == [("m", "a"), ("only-a", "a"), ("only-b", "b")]
     assert sorted(model["name"] for model in balancer.ask("GET", "/api/ps").json["models"]) == ["m", "only-a", "only-b"]
     assert balancer.ask("GET", "/api/version").json == {"version": "0.33.0"}
+
+
+def test_lists_are_asked_for_once_also_when_nobody_answers(own_balancer: MakeBalancer, engine: MakeEngine) -> None:
+    balancer = own_balancer(workers=1)
+    one = engine("one", kind="ollama")
+    balancer.put(table(one))
+    one.version_time = 1
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        # The first of them leaves: it doesn't matter to the others.
+        connection = balancer.connection()
+        connection.request("GET", "/api/version", headers={"Authorization": f"Bearer {KEY}"})
+        wait_for(lambda: one.versions == 1)
+        asked = [pool.submit(balancer.ask, "GET", "/api/version") for _ in range(6)]
+        connection.close()
+        assert {answer.result().status for answer in asked} == {200}
+    assert one.versions == 1
+    time.sleep(1.1)
+    one.version_time = 3
+    began = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: balancer.ask("GET", "/api/version"), range(6)))
+    assert 1.9 < time.monotonic() - began < 2.8
+    assert {answer.status for answer in answers} == {503}
+    assert balancer.ask("GET", "/api/version").status == 503
+    assert one.versions == 2, "a failure is remembered, too"
+    one.version_time = 0
+    wait_for(lambda: balancer.ask("GET", "/api/version").status == 200, 2, "but not for long")
 
 
 def test_health(balancer: Balancer, engine: MakeEngine) -> None:

@@ -575,6 +575,14 @@ def test_a_slow_peer_gets_less_and_stays_in(balancer: Balancer, engine: MakeEngi
     assert 0.3 < peer["slow"] < 0.7
     assert (peer["health"], peer["usable"]) == ("up", 4)
     assert all(balancer.peer(name)["slow"] == 0 for name in "bcd")
+    time.sleep(1)  # what /cluster/state shows may be that old
+    nodes = {node["name"]: node["peers"][0] for node in balancer.ask("GET", "/cluster/state", key=None).json["nodes"]}
+    assert [nodes[name]["state"] for name in "abcd"] == ["slow", "up", "up", "up"]
+    assert "asked only once a request has waited as long as it would lose there, 0." in nodes["a"]["reason"]
+    metrics = balancer.ask("GET", "/metrics", key=None).body.decode()
+    assert re.findall(r'^llm_cluster_peer_slow\{peer="(.)"\} (\d)$', metrics, re.MULTILINE) == [
+        *zip("abcd", "1000", strict=True)
+    ]
     before = len(engines[0].inference())
     answers = many(balancer, 60, 6, stream=True)
     assert {answer.status for answer in answers} == {200}

@@ -347,6 +347,10 @@ def test_http2(own_balancer: MakeBalancer, engine: MakeEngine, certificate: tupl
         )
 
     assert curl({"model": "m"}).stdout.endswith("\n2 200")
+    listens = {False: " ssl http2;\n        server_name", True: " ssl;\n        http2 on;\n        server_name"}
+    for apart, text in listens.items():
+        balancer.render(balancer_http2_apart=apart)
+        assert text in (balancer.dir / "nginx.conf").read_text()
     streamed = curl({"model": "m", "stream": True})
     assert streamed.stdout.encode().startswith(b"".join(one.events("/v1/chat/completions")))
     one.mode = "break_stream"

@@ -56,6 +56,15 @@ describe("usage.find", function()
         assert.equal(first, usage.find("event: message_stop\ndata: {}\n\n", first))
     end)
 
+    it("is not slowed down by reports that never end", function()
+        for _, piece in ipairs { '"usage":{', '"timings":{"usage":{', '"usage":' .. (" "):rep(40) } do
+            local text = piece:rep(math.floor(65536 / #piece))
+            local began = os.clock()
+            assert.is_nil(usage.find(text))
+            assert.is_true(os.clock() - began < 0.02)
+        end
+    end)
+
     it("looks at the ends of a long text only", function()
         local report = '"usage":{"prompt_tokens":3,"completion_tokens":4}'
         local long = ("1.25,"):rep(100000)

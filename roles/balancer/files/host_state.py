@@ -17,6 +17,8 @@ renew_before   seconds before its end from which on it counts as ended
 directories    directories that must exist
 files          files that must exist
 loaded         file in which nginx.service records what it has loaded
+started        file in which nginx.service records with what it was started
+drop_in        our part of nginx.service
 """
 
 from __future__ import annotations
@@ -205,9 +207,15 @@ def not_loaded(record: str | None) -> list[str]:
     return [path for digest, path in lines if sha256_of(Path(path)) != digest]
 
 
+def restart_due(started: str, drop_in: str | None) -> bool:
+    """Say whether the written unit would record something else at its next start than it did at this one."""
+    return 'echo "' + started + '"' not in (drop_in or "")
+
+
 def main() -> None:
     wanted = json.loads(sys.argv[1])
     record = text_of(Path(wanted["loaded"]))
+    started = (text_of(Path(wanted["started"])) or "").strip()
     state = {
         "nginx": nginx_state(Path(wanted["nginx_conf"]), wanted["marker"]),
         "listener": foreign_listener(int(wanted["port"]), Path("/proc")),
@@ -215,8 +223,9 @@ def main() -> None:
         "certificate": certificate_state(wanted) if wanted["certificate"] else None,
         "missing_directories": [path for path in wanted["directories"] if not Path(path).is_dir()],
         "missing_files": [path for path in wanted["files"] if not Path(path).is_file()],
-        "recorded": record is not None,
         "not_loaded": not_loaded(record),
+        "started": started,
+        "restart_due": restart_due(started, text_of(Path(wanted["drop_in"]))),
     }
     print(json.dumps(state))
 

@@ -137,6 +137,15 @@ def test_not_loaded(tmp_path: Path) -> None:
     assert state.not_loaded(None) == []
 
 
+def test_restart_due() -> None:
+    drop_in = "ExecStartPost=-/bin/sh -c 'echo \"shared memory: 16 8\" >/run/llm-cluster/started'\nTimeoutStopSec=310\n"
+    assert not state.restart_due("shared memory: 16 8", drop_in)
+    assert state.restart_due("shared memory: 16 80", drop_in)
+    assert state.restart_due("shared memory: 16", drop_in)
+    assert state.restart_due("", drop_in), "it was not started by this unit"
+    assert state.restart_due("shared memory: 16 8", None)
+
+
 def install_lua(directory: Path, files: dict[str, str]) -> None:
     """Run the role's program that installs Lua."""
     command = [sys.executable, str(FILES / "install_lua.py"), str(directory)]

@@ -4,6 +4,8 @@
 --- Lists of models: from the routing table, and merged over the Ollama peers.
 
 local cjson = require "cjson.safe"
+local semaphore = require "ngx.semaphore"
+
 local errors = require "llm_cluster.errors"
 local exchange = require "llm_cluster.exchange"
 local health = require "llm_cluster.health"
@@ -15,8 +17,9 @@ local routes = require "llm_cluster.routes"
 
 local M = {}
 
-local CACHE = 1              -- seconds
+local CACHE = 1              -- seconds, also of a failure
 local TIMEOUT = 2            -- seconds
+local PATIENCE = 5           -- seconds: more than asking takes
 local MAX_ANSWER = 4194304   -- bytes of one peer's list
 
 local function entry(name)
@@ -88,21 +91,44 @@ local function gather(view, path)
     return answers
 end
 
-local cache = {} -- path → {at, version, value}
+local cache = {} -- path → {version, answered = semaphore, at = seconds or nil: still asking, value or nil: it failed}
 
---- What make() returns, remembered for a moment.
+--- Ask for all who want to know at present. In a timer: the first of them may leave.
+local function ask(view, make)
+    local one = { version = view.version, answered = semaphore.new(0) }
+    local function done(value)
+        one.value, one.at = value, ngx.now()
+        one.answered:post(math.max(1, -one.answered:count()))
+    end
+    local started, err = ngx.timer.at(0, function()
+        local ok, value = pcall(make)
+        if not ok then
+            ngx.log(ngx.ERR, "cannot merge lists: ", value)
+        end
+        done(ok and value or nil)
+    end)
+    if not started then
+        ngx.log(ngx.ERR, "cannot start a timer: ", err)
+        done(nil)
+    end
+    return one
+end
+
+--- What make() returns, remembered for a moment, as is that it returned nothing.
 -- @return value; or nil and an error if make() returned nil: no peer answered
 local function cached(view, path, make)
-    local hit = cache[path]
-    if hit and hit.version == view.version and ngx.now() - hit.at < CACHE then
-        return hit.value
+    local one = cache[path]
+    if not one or one.version ~= view.version or one.at and ngx.now() - one.at >= CACHE then
+        one = ask(view, make)
+        cache[path] = one
     end
-    local value = make()
-    if not value then
+    if not one.at then
+        one.answered:wait(PATIENCE)
+    end
+    if not one.value then
         return nil, errors.new(503, "no_node_available", "No node that speaks Ollama's API answers.", { retry_after = 2 })
     end
-    cache[path] = { at = ngx.now(), version = view.version, value = value }
-    return value
+    return one.value
 end
 
 --- The models in several answers: one name once, only those that the table has.

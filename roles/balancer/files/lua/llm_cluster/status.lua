@@ -59,8 +59,9 @@ local function gauges()
     local info = gauge("peer_info", "The peers of the routing table.", { "peer", "node", "engine" })
     local up = gauge("peer_up", "1 if the peer answers, else 0.", { "peer" })
     local drained = gauge("peer_drained", "1 if the peer is drained, else 0.", { "peer" })
+    local slow = gauge("peer_slow", "1 if the peer is slow, so only a last resort, else 0.", { "peer" })
     local total = gauge("slots", "Requests that the peer may work on at a time.", { "peer" })
-    local usable = gauge("usable_slots", "Slots open to requests: fewer while a peer comes back or is slow.", { "peer" })
+    local usable = gauge("usable_slots", "Slots open to requests: fewer while a peer comes back.", { "peer" })
     local busy = gauge("in_flight", "Slots in use.", { "peer" })
     local ending = gauge("ending", "Slots in use only because the engine has not ended yet, after the client left.", { "peer" })
     local snapshot = health.snapshot()
@@ -69,6 +70,7 @@ local function gauges()
         info[i] = { name, peer.node, peer.engine, value = 1 }
         up[i] = { name, value = flag(health.is_up(id)) }
         drained[i] = { name, value = flag(peers.is_drained(view, peer)) }
+        slow[i] = { name, value = flag(snapshot[id] and snapshot[id].slow > 0) }
         total[i] = { name, value = peer.slots }
         usable[i] = { name, value = snapshot[id] and snapshot[id].usable or 0 }
         busy[i] = { name, value = slots.busy(id) }
@@ -104,10 +106,11 @@ local function condition(view, peer, seen)
         return state, why or "", since
     elseif seen.returned then
         return "returning", seen.usable .. " of " .. peer.slots .. " slots are open again", since
-    elseif (seen.usable or peer.slots) < peer.slots then
-        return "slow", "slower than the others: gets " .. seen.usable .. " of its " .. peer.slots .. " slots"
     elseif health.is_resting(peer.id) then
-        return "resting", "it said that it is busy", since
+        return "resting", "it said that it is busy"
+    elseif (seen.slow or 0) > 0 then
+        return "slow", string.format(
+            "slower than the others: asked only once a request has waited as long as it would lose there, %.1f s", seen.slow)
     end
     return "up", "", since
 end

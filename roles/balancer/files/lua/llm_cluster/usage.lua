@@ -14,20 +14,26 @@ local M = {}
 local WHOLE = 65536   -- bytes: up to here the text is searched whole, else only its ends (embeddings report before their numbers)
 local HEAD = 4096
 local TAIL = 16384
+local TRIES = 8       -- places that are looked at closely: a pattern may read on to the text's end at each
 local MOST = 1e8      -- tokens: more is nonsense that would spoil the sums
 
---- The last place where `word` (with its quotes) is followed by what `pattern` captures. @return capture or nil
+--- The last place where `word` (with its quotes) is followed by what `pattern` captures, among its last ones.
+-- @return capture or nil
 local function last(text, word, pattern)
-    local found
-    local from = 1
-    while true do
-        local s, e = find(text, word, from, true)
-        if not s then
+    local ends, n = {}, 0
+    local _, e = find(text, word, 1, true)
+    while e do
+        n = n + 1
+        ends[n % TRIES] = e
+        _, e = find(text, word, e + 1, true)
+    end
+    for i = n, math.max(1, n - TRIES + 1), -1 do
+        local found = match(text, pattern, ends[i % TRIES] + 1)
+        if found then
             return found
         end
-        found = match(text, pattern, e + 1) or found
-        from = e + 1
     end
+    return nil
 end
 
 local function number(text, pattern)
