@@ -18,7 +18,8 @@ local slots = require "llm_cluster.slots"
 local M = {}
 
 local LOOK = 0.25            -- seconds between two looks
-local AGAIN = 0.05           -- seconds until a second look confirms that an engine has ended
+local LOOKS = 4              -- that must find that an engine has ended
+local PAUSE = 0.05           -- seconds between them
 local TIMEOUT = 1            -- seconds for one
 local MAX_ANSWER = 4194304   -- bytes: /slots may show prompts
 
@@ -43,13 +44,15 @@ local function ended(peer)
     return count and math.max(0, math.min(before, slots.busy(peer.id)) - count) or 0
 end
 
---- Free the slots that a peer has ended with. A request on its way there or back is not at work either: that passes, so only
--- what two looks find counts.
+--- Free the slots that a peer has ended with. A request on its way there or back is not at work either, but that passes: only
+-- what several looks find counts.
 local function examine(peer)
     local number = ended(peer)
-    if number > 0 then
-        ngx.sleep(AGAIN)
-        number = math.min(number, ended(peer))
+    for _ = 2, LOOKS do
+        if number > 0 then
+            ngx.sleep(PAUSE)
+            number = math.min(number, ended(peer))
+        end
     end
     -- Another worker may lead by now, and have freed them.
     if prober.leads() and lock.run(slots.free_ended, peer.id, number) > 0 then

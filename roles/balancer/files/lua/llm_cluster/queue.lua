@@ -69,7 +69,7 @@ end
 --- Give a peer's slot to a ticket. Under the lock.
 local function grant(d, peer, ticket)
     if not slots.counts(ticket.pid) then -- its worker died just now
-        tickets.remove(d, ticket.number, ticket.pid)
+        tickets.remove(d, ticket.pid, ticket.serial)
         return true
     end
     if not slots.take(peer.id, fleet.usable(peer, fleet.now), ticket.pid, ticket.suspect) then
