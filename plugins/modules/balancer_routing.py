@@ -200,6 +200,11 @@ options:
             description: Bytes that the bodies of waiting requests may take. With more, 503 at once.
             type: float
             default: 268435456
+          queue_window:
+            description: >-
+              Oldest waiting requests of each group of peers that a free slot chooses among. More cost time.
+            type: float
+            default: 16
           ending_timeout:
             description: Seconds that an engine may go on working for a client that left before its slot counts as free.
             type: float
@@ -213,6 +218,11 @@ options:
               Seconds that a peer is thought to remember the beginning of a conversation after it was last asked.
             type: float
             default: 600
+          affinity_blocks:
+            description: >-
+              Blocks (messages, or 1 kB of long ones) at the start of a conversation that are compared.
+            type: float
+            default: 128
           probe_interval:
             description: Seconds between two probes of a peer.
             type: float
@@ -239,9 +249,13 @@ options:
             default: 30
           passive_failures:
             description: >-
-              Requests that must fail on a peer, and succeed elsewhere, within 30 seconds for it to be taken out.
+              Requests that must fail on a peer, and succeed elsewhere, in the passive window for it to be taken out.
             type: float
             default: 3
+          passive_window:
+            description: Seconds in which failures of requests on a peer add up, the passive window.
+            type: float
+            default: 30
           hold_down:
             description: Seconds that a peer stays out at least, if failed requests took it out or it was out of late.
             type: float

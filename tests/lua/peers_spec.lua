@@ -119,3 +119,22 @@ describe("peers.build", function()
         assert.same({}, peers.drains_of(view, view.by_name.n1))
     end)
 end)
+
+describe("peers.view", function()
+    local real_ngx = _G.ngx
+
+    after_each(function()
+        _G.ngx = real_ngx
+    end)
+
+    it("has every limit, also of a table that a version before the reload kept with fewer", function()
+        local t = peers.validate(valid())
+        t.limits = { queue_timeout = 7, canary_interval = 0 }
+        local kept = { version = 1, routing_version = 1, routing = cjson.encode(t) }
+        _G.ngx = { shared = { llm_state = { get = function(_, key) return kept[key] end } } }
+        local limits = peers.view().limits
+        for name, range in pairs(peers.LIMITS) do
+            assert.equal(name == "queue_timeout" and 7 or range[1], limits[name], name)
+        end
+    end)
+end)

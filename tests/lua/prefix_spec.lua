@@ -42,9 +42,9 @@ local function message(role, text)
     return { role = role, content = text }
 end
 
-local function keys_of(body, model, path)
+local function keys_of(body, model, path, most)
     local text = type(body) == "string" and body or cjson.encode(body)
-    return prefix.keys(assert(request.parse(text, {})), model or "m", path)
+    return prefix.keys(assert(request.parse(text, {})), model or "m", most or 128, path)
 end
 
 local function chat(...)
@@ -126,7 +126,7 @@ describe("prefix.keys", function()
         assert.equal(1, #keys_of({ input = "x" }, "m", "/v1/responses"))
     end)
 
-    it("stops after 128 blocks", function()
+    it("stops after as many blocks as it is told", function()
         local long = {}
         for i = 1, 300 do
             long[i] = message("user", "turn " .. i)
@@ -135,7 +135,11 @@ describe("prefix.keys", function()
         assert.equal(128, #a)
         long[301] = message("user", "another")
         assert.equal(128, common(a, keys_of { messages = long }))
-        assert.equal(128, #keys_of { prompt = ("x"):rep(1000000) })
+        for _, most in ipairs { 1, 128, 1024 } do
+            assert.equal(most, #keys_of({ prompt = ("x"):rep(2000000) }, "m", nil, most))
+            assert.equal(math.min(most, 301), #keys_of({ messages = long }, "m", nil, most))
+        end
+        assert.equal(2, #keys_of({ messages = long }, "m", nil, 2.5))
     end)
 
     it("takes any bytes, in bounds and in time", function()
@@ -151,7 +155,7 @@ describe("prefix.keys", function()
         for _, body in ipairs(bodies) do
             local parsed = assert(request.parse(body, {}))
             local started = os.clock()
-            local keys = prefix.keys(parsed, "m")
+            local keys = prefix.keys(parsed, "m", 128)
             assert.is_true(os.clock() - started < 0.02, body:sub(1, 40))
             assert.is_true(#keys <= 128)
         end

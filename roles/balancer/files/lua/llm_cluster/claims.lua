@@ -21,7 +21,7 @@ function M.look_up_prefix(ctx, view)
         return
     end
     ctx.pin = prefix.pin(ctx.parsed, ngx.var.http_x_llm_session)
-    ctx.prefix = prefix.keys(ctx.parsed, ctx.model, ctx.surface.path)
+    ctx.prefix = prefix.keys(ctx.parsed, ctx.model, view.limits.affinity_blocks, ctx.surface.path)
     ctx.want.holders = prefix.holders(ctx.prefix, ctx.pin, view)
 end
 

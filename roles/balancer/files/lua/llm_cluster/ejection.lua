@@ -5,9 +5,6 @@
 
 local M = {}
 
---- Seconds in which failures of requests are added up.
-M.WINDOW = 30
-
 local FAILING_SHARE = 0.1    -- who fails fewer of its requests than this isn't ejected for it: each costs one retry
 
 --- Seconds to stay out. The first time a peer may come back as soon as it answers probes; later each time twice as long.
@@ -24,8 +21,9 @@ end
 -- @param failures how many, the number that is needed
 -- @param seconds from the first of them to the last
 -- @param successes since the first of them
-function M.is_failing(failures, seconds, successes)
-    return seconds <= M.WINDOW and successes <= failures / FAILING_SHARE - failures
+-- @param window seconds in which failures add up
+function M.is_failing(failures, seconds, successes, window)
+    return seconds <= window and successes <= failures / FAILING_SHARE - failures
 end
 
 --- Would more than half of the peers of one of its models be out without it? Then failures of requests don't eject it: better

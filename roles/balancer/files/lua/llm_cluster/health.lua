@@ -6,8 +6,8 @@
 -- In: a new peer at its first good probe, an ejected one after `probe_successes` in a row, not before its hold-down passed. After
 -- that its slots open one after the other over `return_time`.
 -- Out: after `probe_failures` in a row, or at once when a connection is refused. Also after `passive_failures` requests that
--- failed there and succeeded elsewhere, but never more than half of a model's peers that way. Whoever goes out again soon is held
--- down, twice as long each time.
+-- failed there within `passive_window` and succeeded elsewhere, but never more than half of a model's peers that way. Whoever
+-- goes out again soon is held down, twice as long each time.
 -- Saying "busy" (503, 429) is no failure: it rests a moment. Nor is being slow: it keeps its slots, needed at full load,
 -- but requests that can soon have another peer wait for that (placement.lua).
 --
@@ -242,7 +242,7 @@ local function strike(peer, why)
         oldest, length = d:rpop(list), length - 1
     end
     local at, good_then = (oldest or ""):match("^(%S+) (%S+)$")
-    if not at or not ejection.is_failing(most, now - at, good - good_then) then
+    if not at or not ejection.is_failing(most, now - at, good - good_then, limits.passive_window) then
         return
     end
     -- One such ejection at a time over all workers, or two could together take more than half.
@@ -254,7 +254,7 @@ local function strike(peer, why)
     end)
     if not needed then
         eject(peer, most .. " requests failed, the last one: " .. why, limits.hold_down)
-    elseif d:add("spared:" .. id, true, ejection.WINDOW) then
+    elseif d:add("spared:" .. id, true, limits.passive_window) then
         ngx.log(ngx.WARN, "peer ", id, " stays though requests fail there, as too few would be left: ", why)
     end
     d:delete("ejecting")

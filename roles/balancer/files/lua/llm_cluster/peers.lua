@@ -35,9 +35,12 @@ local LIMITS = {
     queue_timeout = { 60, 0, 86400 },
     queue_length = { 1000, 0, 100000 },
     queue_bytes = { 268435456, 0, 17179869184 },
-    -- Placement: how long a waiter lets others with a better prefix go first; how long a peer is thought to hold one.
+    queue_window = { 16, 1, 256 }, -- oldest waiters of each set that a free slot chooses among
+    -- Placement: how long a waiter lets others with a better prefix go first; how long a peer is thought to hold one; how many
+    -- blocks of a conversation are compared.
     affinity_max_wait = { 2, 0, 3600 },
     affinity_ttl = { 600, 0, 86400 },
+    affinity_blocks = { 128, 1, 1024 },
     -- Probes.
     probe_interval = { 2, 0.1, 3600 },
     probe_timeout = { 1, 0.05, 60 },
@@ -45,10 +48,11 @@ local LIMITS = {
     probe_successes = { 2, 1, 100 },
     canary_interval = { 0, 0, 86400 },
     canary_timeout = { 30, 0.1, 3600 },
-    -- What requests find out: failures by different requests that eject; seconds out after that or a flap, doubled up to the
-    -- most; seconds over which a peer that comes back gets its slots one after the other; rest after 503/429 without Retry-After;
-    -- the share of the others' speed below which a peer is slow.
+    -- What requests find out: failures by different requests that eject; seconds in which they add up; seconds out after that or
+    -- a flap, doubled up to the most; seconds over which a peer that comes back gets its slots one after the other; rest after
+    -- 503/429 without Retry-After; the share of the others' speed below which a peer is slow.
     passive_failures = { 3, 1, 100 },
+    passive_window = { 30, 1, 3600 },
     hold_down = { 4, 0, 3600 },
     hold_down_max = { 60, 0, 86400 },
     return_time = { 10, 0, 3600 },
@@ -463,7 +467,11 @@ function M.view()
     end
     local text = dict:get("routing")
     if text then
-        cached = M.build(cjson.decode(text), cjson.decode(dict:get("drains") or "{}"))
+        local t = cjson.decode(text)
+        for name, range in pairs(LIMITS) do -- one that the version before a reload did not have
+            t.limits[name] = t.limits[name] or range[1]
+        end
+        cached = M.build(t, cjson.decode(dict:get("drains") or "{}"))
         cached.version = dict:get("routing_version")
     end
     cached_version = version

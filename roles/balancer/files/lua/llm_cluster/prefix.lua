@@ -36,7 +36,6 @@ local M = {}
 
 local DICT = "llm_prefix"
 local BLOCK = 1024
-local MAX_BLOCKS = 128     -- the blocks after those are not looked at: conversations that long share them all
 local MANY = 8             -- matches that end at one block and make it a common one
 local MAX_HOLDERS = 16     -- peers kept for one block
 local MAX_SEARCHES = 3     -- different depths looked for
@@ -45,14 +44,15 @@ local COMMA, OPEN_OBJECT, OPEN_ARRAY, QUOTE = 44, 123, 91, 34
 
 -- Keys
 
-local function new_keys(model)
-    return { model = model, shared = 0, depths = {}, met = 0, crc = zlib.llm_cluster_crc32(0, model, #model), bytes = 0 }
+local function new_keys(model, most)
+    local crc = zlib.llm_cluster_crc32(0, model, #model)
+    return { model = model, most = most, shared = 0, depths = {}, met = 0, crc = crc, bytes = 0 }
 end
 
 --- Add the blocks of one piece of text.
 local function add(keys, p, first, last)
-    local crc, total, count = keys.crc, keys.bytes, #keys
-    while first < last and count < MAX_BLOCKS do
+    local crc, total, count, most = keys.crc, keys.bytes, #keys, keys.most
+    while first < last and count < most do
         local length = last - first
         if length > BLOCK then
             length = BLOCK
@@ -81,13 +81,13 @@ end
 local function add_list(keys, p, body, first, last)
     local i = skip_space(p, first + 1, last)
     local leading = keys.shared == #keys
-    while i < last - 1 and #keys < MAX_BLOCKS do
+    while i < last - 1 and #keys < keys.most do
         local c = p[i]
         if c == COMMA then
             i = skip_space(p, i + 1, last)
         else
             -- What lies beyond the last block needs no look, however long it is.
-            local limit = math.min(last - 1, i + (MAX_BLOCKS - #keys) * BLOCK)
+            local limit = math.min(last - 1, i + (keys.most - #keys) * BLOCK)
             local after = (c == OPEN_OBJECT or c == OPEN_ARRAY or c == QUOTE) and skip_value(p, i, limit, body) or limit
             add(keys, p, i, after)
             leading = leading and c == OPEN_OBJECT and is_system(body, i, after)
@@ -104,11 +104,12 @@ local NO_REUSE = { ["/v1/embeddings"] = true, ["/v1/rerank"] = true, ["/api/embe
 --- The keys of a request's beginnings, from the shortest to the longest.
 -- @param parsed what request.parse() gave
 -- @param model a model's name as the table has it
+-- @param most number of them; the blocks after those are not looked at: conversations that long share them all
 -- @param path of the request: where nothing is generated nothing is kept; nil takes it for one that generates
 -- @return list of short strings, empty if there is nothing to match; `shared`: how many are not of the conversation itself;
 --   `model`
-function M.keys(parsed, model, path)
-    local keys = new_keys(model)
+function M.keys(parsed, model, most, path)
+    local keys = new_keys(model, math.floor(most))
     if NO_REUSE[path] then
         return keys
     end

@@ -25,7 +25,6 @@ local tickets = require "llm_cluster.tickets"
 local M = {}
 
 local DICT = "llm_slots"
-local WINDOW = 16            -- oldest waiters that a slot chooses among
 local MAIL = 0.003           -- seconds between two looks into the mailbox
 local ALONE = 0.05           -- seconds between two looks of the leader when there is no other worker
 local REMATCH = 0.05         -- seconds between two matches that nothing but time calls for
@@ -91,20 +90,20 @@ end
 --- The oldest waiters that may take a slot of the peer, of all sets that it belongs to.
 -- @return list of tickets, oldest first
 local function window(d, peer, sets, view)
-    local out = {}
+    local out, most = {}, view.limits.queue_window
     for _, key in ipairs(sets) do
         local candidates, member = tickets.peers_of(d, key, view), false
         for i = 1, #candidates do
             member = member or candidates[i] == peer
         end
         if member then
-            tickets.oldest(d, key, WINDOW, function(ticket)
+            tickets.oldest(d, key, most, function(ticket)
                 return placement.may_take(peer, candidates, ticket, fleet)
             end, out)
         end
     end
     table.sort(out, function(a, b) return a.number < b.number end)
-    for i = #out, WINDOW + 1, -1 do
+    for i = #out, most + 1, -1 do
         out[i] = nil
     end
     return out
