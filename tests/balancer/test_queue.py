@@ -218,10 +218,13 @@ def test_slot_goes_to_whom_it_fits_best_among_the_oldest(balancer: Balancer, eng
     assert order(two)[1] == "older"
 
 
-def test_oldest_is_not_passed_over_for_ever(balancer: Balancer, engine: MakeEngine, crowd: Crowd) -> None:
+@pytest.mark.parametrize("limit", [{"affinity_max_wait": 0.3}, {"queue_window": 1}])
+def test_oldest_is_not_passed_over_for_ever(
+    balancer: Balancer, engine: MakeEngine, crowd: Crowd, limit: dict[str, float]
+) -> None:
     one, two = engine("one", service_time=0.6), engine("two", service_time=30)
     one.peer = two.peer = {"slots": 1}
-    balancer.put(table(one, two, limits={"affinity_max_wait": 0.3, "queue_timeout": 10}))
+    balancer.put(table(one, two, limits={**limit, "queue_timeout": 10}))
     for name in ("s1", "s2"):
         crowd.send(message(name, prompt_cache_key=name), queued=False)
         arrived(name, one, two)
