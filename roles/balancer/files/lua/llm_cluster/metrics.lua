@@ -78,9 +78,6 @@ local EVENT_FAMILIES = { ejection = "ejections", ["return"] = "returns", retry =
 --- Codes of errors that are time-outs: waiting for a slot, for the first byte, between two events.
 local TIMED_OUT = { queue_timeout = true, no_node_available = true, first_byte_timeout = true, stream_idle = true }
 
---- Those that ended in the queue.
-local IN_QUEUE = { queue_timeout = true, no_node_available = true }
-
 --- Statuses that are counted by themselves; another one counts as its class.
 local STATUSES = {}
 for _, code in ipairs {
@@ -239,10 +236,8 @@ function M.observe(ctx)
         add("#duration", total)
         add("#first_byte", ctx.ttfb)
     end
-    if ctx.peer or ctx.waited then
-        observe_in(WAIT, ctx.waited or 0)
-    elseif err and IN_QUEUE[err] then
-        observe_in(WAIT, ngx.now() - ctx.start)
+    if ctx.waited and err ~= "queue_full" then
+        observe_in(WAIT, ctx.waited)
     end
     if ctx.usage then
         observe_tokens(ctx.usage, known.tokens)
