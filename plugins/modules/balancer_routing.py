@@ -274,7 +274,8 @@ options:
             default: 0.5
           slow_share:
             description: >-
-              Share of the other peers' speed below which a peer counts as slow and is asked last. 0: none is slow.
+              Share of the other peers' speed below which a peer counts as slow. A request goes there only once it has waited as
+              long as it would lose there. 0: none is slow.
             type: float
             default: 0.5
           retry_budget:
