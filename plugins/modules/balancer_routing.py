@@ -269,13 +269,14 @@ options:
             type: float
             default: 10
           busy_rest:
-            description: Seconds that a peer is left alone after a 503 or 429 that names no time itself; at least 0.2 are kept.
+            description: >-
+              Seconds that a peer is left alone after a 503 or 429 that names no time itself; at least 0.2 are kept.
             type: float
             default: 0.5
           slow_share:
             description: >-
-              Share of the other peers' speed below which a peer counts as slow. A request goes there only once it has waited as
-              long as it would lose there. 0: none is slow.
+              Share of the other peers' speed below which a peer counts as slow. A request goes there only once it has
+              waited as long as it would lose there. 0: none is slow.
             type: float
             default: 0.5
           retry_budget:
