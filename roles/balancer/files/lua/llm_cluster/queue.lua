@@ -34,7 +34,6 @@ local RATE_WINDOW = 5        -- seconds over which grants are counted
 local clock = placement.clock()
 local waiters = {}           -- serial → {number, serial, semaphore, set, want, bytes, view, granted = peer id}
 local last_serial = 0
-local count = 0              -- of waiters here
 local leader                 -- serial of a waiting request
 local rematch_at = 0
 local known_generation       -- of the workers, when entries were last looked after
@@ -235,7 +234,6 @@ end
 local function uncount(d, waiter)
     local pid = slots.pid
     waiters[waiter.serial] = nil
-    count = count - 1
     d:incr(pid .. ":w", -1)
     d:incr(pid .. ":wb", -waiter.bytes)
     abdicate(waiter.serial)
@@ -288,7 +286,6 @@ function M.join(number, set, want, bytes, again)
         number = number, serial = last_serial, semaphore = semaphore.new(0), set = set, want = want, bytes = bytes, view = view,
     }
     waiters[last_serial] = waiter
-    count = count + 1
     d:incr(pid .. ":w", 1, 0)
     d:incr(pid .. ":wb", bytes, 0)
     local ok, err = lock.run(enqueue, waiter, view, again)
@@ -371,10 +368,8 @@ end
 -- @param deadline ngx.now() value
 -- @param watch function returning a reason to stop, or nil
 -- @return peer id; or nil and "changed" (there is another routing table; the place is kept); or nil and "deadline", "avoided"
--- (only
---   peers that failed the request are left), "out" (all peers are, and there is a fallback) or what watch() said: the place is
--- given
---   up
+--   (only peers that failed the request are left), "out" (all peers are, and there is a fallback) or what watch() said, and the
+--   place is given up
 function M.wait(waiter, deadline, watch)
     local look_at = ngx.now() + LOOK
     while true do
