@@ -348,7 +348,6 @@ function M.run()
     }
     ngx.ctx.llm = ctx
     ngx.header["X-Request-Id"] = ctx.id
-    ngx.on_abort(client_left)
     local view = peers.view()
     local method = ngx.req.get_method()
     local entry, name = surface.find(method, path)

@@ -36,8 +36,10 @@ local function last(text, word, pattern)
     return nil
 end
 
-local function number(text, pattern)
-    local value = tonumber(match(text, pattern))
+--- The number that follows a word (with its quotes).
+local function number(text, word)
+    local _, e = find(text, word, 1, true)
+    local value = e and tonumber(match(text, "^%s*:%s*(%d+)", e + 1))
     return value and value <= MOST and value or nil
 end
 
@@ -47,14 +49,14 @@ local function of_usage(text)
     if not object then
         return nil
     end
-    local prompt = number(object, '"prompt_tokens"%s*:%s*(%d+)') or number(object, '"input_tokens"%s*:%s*(%d+)')
-    local cached = number(object, '"cached_tokens"%s*:%s*(%d+)')
-    local read = number(object, '"cache_read_input_tokens"%s*:%s*(%d+)')
-    local written = number(object, '"cache_creation_input_tokens"%s*:%s*(%d+)')
+    local prompt = number(object, '"prompt_tokens"') or number(object, '"input_tokens"')
+    local cached = number(object, '"cached_tokens"')
+    local read = number(object, '"cache_read_input_tokens"')
+    local written = number(object, '"cache_creation_input_tokens"')
     if prompt and (read or written) then -- Anthropic's input_tokens are those that no cache gave or took
         prompt = prompt + (read or 0) + (written or 0)
     end
-    local completion = number(object, '"completion_tokens"%s*:%s*(%d+)') or number(object, '"output_tokens"%s*:%s*(%d+)')
+    local completion = number(object, '"completion_tokens"') or number(object, '"output_tokens"')
     if not prompt and not completion then
         return nil
     end
@@ -64,12 +66,12 @@ end
 --- llama.cpp's `timings`: at the end of its streams also when no usage was asked for.
 local function of_timings(text)
     local object = last(text, '"timings"', "^%s*:%s*(%b{})")
-    local new = object and number(object, '"prompt_n"%s*:%s*(%d+)')
+    local new = object and number(object, '"prompt_n"')
     if not new then
         return nil
     end
-    local cached = number(object, '"cache_n"%s*:%s*(%d+)')
-    return { prompt = new + (cached or 0), completion = number(object, '"predicted_n"%s*:%s*(%d+)'), cached = cached }
+    local cached = number(object, '"cache_n"')
+    return { prompt = new + (cached or 0), completion = number(object, '"predicted_n"'), cached = cached }
 end
 
 --- Ollama's own API.
