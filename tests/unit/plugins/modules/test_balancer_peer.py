@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import socketserver
-import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -18,6 +17,7 @@ import yaml
 from ansible.module_utils import basic
 from ansible_collections.llm.cluster.plugins.module_utils._admin import UnreachableError
 from ansible_collections.llm.cluster.plugins.modules import balancer_peer
+from simulated.admin_api import AdminHandler, served
 
 Run = Callable[..., dict[str, Any]]
 
@@ -71,7 +71,7 @@ class FakeBalancer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         return {"version": 1, "peers": peers, "drains": marks}
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(AdminHandler, BaseHTTPRequestHandler):
     server: FakeBalancer
 
     def do_GET(self) -> None:
@@ -83,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, self.server.state())
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        asked = self.asked()
         _, _, name, action = self.path.split("/")
         name = unquote(name)
         self.server.posts.append(f"{action} {name} {asked['owner']}")
@@ -94,26 +94,12 @@ class Handler(BaseHTTPRequestHandler):
             marks.pop(asked["owner"], None)
         self.answer(200, {"changed": True, "peers": []})
 
-    def answer(self, status: int, body: dict[str, Any]) -> None:
-        raw = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
-
-    def address_string(self) -> str:
-        return "unix"
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
-
 
 @pytest.fixture
 def balancer(tmp_path: Path) -> Iterator[FakeBalancer]:
-    with FakeBalancer(tmp_path / "admin.sock") as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    server = FakeBalancer(tmp_path / "admin.sock")
+    with served(server):
         yield server
-        server.shutdown()
 
 
 @pytest.fixture

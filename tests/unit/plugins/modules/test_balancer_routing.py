@@ -9,7 +9,6 @@ import hashlib
 import json
 import re
 import socketserver
-import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -22,6 +21,7 @@ from ansible_collections.llm.cluster.plugins.doc_fragments.admin_socket import M
 from ansible_collections.llm.cluster.plugins.module_utils import _routing_table
 from ansible_collections.llm.cluster.plugins.module_utils._admin import ADMIN_OPTIONS
 from ansible_collections.llm.cluster.plugins.modules import balancer_routing
+from simulated.admin_api import AdminHandler, served
 
 Run = Callable[..., dict[str, Any]]
 
@@ -79,7 +79,7 @@ class FakeBalancer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.forgets = False
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(AdminHandler, BaseHTTPRequestHandler):
     server: FakeBalancer
 
     def do_GET(self) -> None:
@@ -91,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, self.server.routing)
 
     def do_PUT(self) -> None:
-        wanted = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        wanted = self.asked()
         self.server.puts += 1
         if self.server.refusal:
             self.answer(400, {"error": {"message": self.server.refusal}})
@@ -101,26 +101,12 @@ class Handler(BaseHTTPRequestHandler):
         self.server.version += 1
         self.answer(200, {"changed": True, "version": self.server.version})
 
-    def answer(self, status: int, body: dict[str, Any]) -> None:
-        raw = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
-
-    def address_string(self) -> str:
-        return "unix"
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
-
 
 @pytest.fixture
 def balancer(tmp_path: Path) -> Iterator[FakeBalancer]:
-    with FakeBalancer(tmp_path / "admin.sock") as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    server = FakeBalancer(tmp_path / "admin.sock")
+    with served(server):
         yield server
-        server.shutdown()
 
 
 @pytest.fixture
