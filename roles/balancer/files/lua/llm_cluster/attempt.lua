@@ -7,7 +7,6 @@ local events = require "llm_cluster.events"
 local exchange = require "llm_cluster.exchange"
 local health = require "llm_cluster.health"
 local lifetime = require "llm_cluster.lifetime"
-local proc = require "llm_cluster.proc"
 local request = require "llm_cluster.request"
 local stream = require "llm_cluster.stream"
 
@@ -54,7 +53,7 @@ end
 --- Why the request should not wait for its peer any longer, or nil. A stream that has begun is left to an ejected peer: it may
 -- yet finish it, and nobody else can.
 local function watch(ctx)
-    return proc.client_left() and "client_left" or lifetime.is_over() and "shutdown"
+    return lifetime.interruption()
         or not ctx.relaying and health.is_down(ctx.held_by) and "ejected" or nil
 end
 

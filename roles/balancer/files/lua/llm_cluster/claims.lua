@@ -7,7 +7,6 @@ local attempt = require "llm_cluster.attempt"
 local lifetime = require "llm_cluster.lifetime"
 local peers = require "llm_cluster.peers"
 local prefix = require "llm_cluster.prefix"
-local proc = require "llm_cluster.proc"
 local queue = require "llm_cluster.queue"
 local request = require "llm_cluster.request"
 local routes = require "llm_cluster.routes"
@@ -67,11 +66,6 @@ local function fall_back(ctx, view)
     return true
 end
 
---- Why a waiting request should stop waiting, or nil.
-local function waiting_watch()
-    return proc.client_left() and "client_left" or lifetime.is_over() and "shutdown" or nil
-end
-
 --- The slot is ours: say so.
 local function claimed(ctx, peer)
     if not ctx.surface.slotless then
@@ -121,7 +115,7 @@ local function wait_for_slot(ctx, set, why)
             ctx.waiter, ctx.queued = waiter, true
         end
         if waiter then
-            id, why = queue.wait(waiter, ctx.deadline, waiting_watch)
+            id, why = queue.wait(waiter, ctx.deadline, lifetime.interruption)
             if id then
                 return claimed(ctx, find_peer(set.peers, id))
             elseif why == "deadline" then
