@@ -37,9 +37,10 @@ def test_reloads(bed: MakeBed, row: MakeRow) -> None:
     last = 20 * (pause + 0.35) + 2  # a reload takes a moment, too
     live = streams(50, last)
     others = steady(60, int(60 * last), 0.1, 31, streams=0.3)
-    for ask in others:
-        # HTTP/1.1 lets a server close an idle connection just when it is used again; at a reload nginx does. Clients
-        # ask again then; here every request has a connection of its own, so that none may fail.
+    for ask in live + others:
+        # HTTP/1.1 lets a server close an idle connection just when it is used again; at a reload nginx does, and after
+        # a stream that outlived one. Clients ask again then; here every request has a connection of its own, so that
+        # none may fail.
         ask.headers["Connection"] = "close"
     generations = set(here.balancer.worker_pids())
     with here.load(sorted(live + others, key=lambda ask: ask.due)) as load:
