@@ -55,6 +55,10 @@ class BrokenTransferError(FetchError):
     """The transfer broke; what came is kept, and the next run goes on from there."""
 
 
+# Called with the number of bytes that came and the whole file's size, first with none of them.
+Moved = Callable[[int, "int | None"], None]
+
+
 @dataclass(frozen=True)
 class HttpOptions:
     """How to reach HTTP servers outside the node."""
@@ -149,7 +153,9 @@ def proxies_for(url: str, options: HttpOptions) -> dict[str, str]:
     return {scheme: proxy for scheme, proxy in proxies.items() if scheme in ("http", "https")}
 
 
-def open_url(url: str, options: HttpOptions, method: str = "GET", headers: dict[str, str] | None = None) -> Any:
+def open_url(
+    url: str, options: HttpOptions, method: str = "GET", headers: dict[str, str] | None = None, token: str = ""
+) -> Any:
     """Open a URL and return the response; HTTP errors raise urllib's HTTPError."""
     clean, authorization = split_credentials(url)
     if urllib.parse.urlsplit(clean).scheme not in ("http", "https"):
@@ -164,6 +170,8 @@ def open_url(url: str, options: HttpOptions, method: str = "GET", headers: dict[
         urllib.request.ProxyHandler(proxies_for(clean, options)), urllib.request.HTTPSHandler(context=context)
     )
     request = urllib.request.Request(clean, method=method, headers={"Accept-Encoding": "identity", **(headers or {})})
+    if token:
+        authorization = "Bearer " + token
     if authorization:
         # Not sent on to where the server redirects.
         request.add_unredirected_header("Authorization", authorization)
@@ -277,7 +285,6 @@ def download(
     path: str,
     digest: str,
     options: HttpOptions,
-    progress: Callable[[int, int | None], None] | None = None,
 ) -> Fetched:
     """Fetch a URL into a partial file until that is whole and has the digest; go on where an earlier try stopped.
 
@@ -285,11 +292,11 @@ def download(
     as many tries without any progress as the options say.
     """
     with Partial(path) as partial:
-        _complete(url, partial, digest, options, progress)
+        complete(url, partial, digest, options)
         if partial.digest != digest and partial.resumed:
             # The part from an earlier run may be what is wrong: once more from the start.
             partial.truncate()
-            _complete(url, partial, digest, options, progress)
+            complete(url, partial, digest, options)
         if partial.digest != digest:
             got = partial.digest
             os.unlink(path)
@@ -298,8 +305,14 @@ def download(
         return Fetched(partial.size, partial.resumed)
 
 
-def _complete(
-    url: str, partial: Partial, digest: str, options: HttpOptions, progress: Callable[[int, int | None], None] | None
+def complete(
+    url: str,
+    partial: Partial,
+    digest: str,
+    options: HttpOptions,
+    *,
+    moved: Moved | None = None,
+    token: str = "",
 ) -> None:
     """Add to the partial file until the server says that it is whole."""
     failures = 0
@@ -307,7 +320,7 @@ def _complete(
     while not (partial.size and partial.digest == digest):
         before = partial.size
         try:
-            total = _receive(url, partial, options, progress)
+            total = _receive(url, partial, options, moved, token)
             if total is None or partial.size == total:
                 return
             failure: FetchError = FetchError(f"{split_credentials(url)[0]} broke off")
@@ -316,11 +329,7 @@ def _complete(
             if error.code not in TRANSIENT:
                 raise failure from error
         except (OSError, http.client.HTTPException) as error:
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-                raise NoSpaceError(
-                    f"The disk filled up while {partial.path} grew ({human(partial.size)} so far, {error}). Make room; "
-                    "the next run goes on from there."
-                ) from error
+            refuse_full_disk(error, partial)
             failure = explain(url, error)
         failures = 1 if partial.size > before else failures + 1
         if failures > options.retries:
@@ -331,13 +340,26 @@ def _complete(
         time.sleep(min(options.pause * 2 ** (failures - 1), 15))
 
 
+def refuse_full_disk(error: BaseException, partial: Partial) -> None:
+    """Raise NoSpaceError when that is what the error means."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        raise NoSpaceError(
+            f"The disk filled up while {partial.path} grew ({human(partial.size)} so far, {error}). Make room; "
+            "the next run goes on from there."
+        ) from error
+
+
 def _receive(
-    url: str, partial: Partial, options: HttpOptions, progress: Callable[[int, int | None], None] | None
+    url: str,
+    partial: Partial,
+    options: HttpOptions,
+    moved: Moved | None,
+    token: str,
 ) -> int | None:
     """Make one request and append its body; return the whole file's size where the server states it."""
     headers = {"Range": f"bytes={partial.size}-"} if partial.size else {}
     try:
-        response = open_url(url, options, headers=headers)
+        response = open_url(url, options, headers=headers, token=token)
     except urllib.error.HTTPError as error:
         if error.code != 416 or not partial.size:
             raise
@@ -345,19 +367,26 @@ def _receive(
         error.close()
         return partial.size
     with contextlib.closing(response):
-        if response.status == 206 and range_start(response.headers) != partial.size:
-            partial.truncate()
-            raise OSError("the server sent another range than was asked for")
-        total = stated_size(response.status, response.headers)
-        if response.status != 206 and partial.size:
-            partial.truncate()
-        if total is not None:
-            require_space(os.path.dirname(partial.path), total - partial.size, split_credentials(url)[0])
-        while True:
-            # What is there at once, so that nothing is lost when it ceases.
-            block = response.read1(RECEIVE)
-            if not block:
-                return total
-            partial.write(block)
-            if progress:
-                progress(partial.size, total)
+        return append_body(response, partial, split_credentials(url)[0], moved)
+
+
+def append_body(response: Any, partial: Partial, name: str, moved: Moved | None) -> int | None:
+    """Append an answer's body to the partial file; return the whole file's size where the server states it."""
+    if response.status == 206 and range_start(response.headers) != partial.size:
+        partial.truncate()
+        raise OSError("the server sent another range than was asked for")
+    total = stated_size(response.status, response.headers)
+    if response.status != 206 and partial.size:
+        partial.truncate()
+    if total is not None:
+        require_space(os.path.dirname(partial.path), total - partial.size, name)
+    if moved:
+        moved(0, total)
+    while True:
+        # What is there at once, so that nothing is lost when it ceases.
+        block = response.read1(RECEIVE)
+        if not block:
+            return total
+        partial.write(block)
+        if moved:
+            moved(len(block), total)
