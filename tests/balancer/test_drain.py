@@ -175,7 +175,7 @@ def two(own_balancer: MakeBalancer, engine: MakeEngine) -> dict[str, Balancer]:
     engines = [engine("node1", service_time=60), engine("node2")]
     balancers = {name: own_balancer(workers=1) for name in ("b1", "b2")}
     for balancer in balancers.values():
-        balancer.put(table(*engines, limits={"ending_timeout": 0}))
+        balancer.put(table(*engines, limits={"ending_timeout": 0, "first_byte_timeout": 60}))
     return balancers
 
 

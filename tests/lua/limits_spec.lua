@@ -77,25 +77,37 @@ describe("keys.find", function()
 end)
 
 describe("limits", function()
-    local clock, dict, limits, pid, workers
+    local clock, dict, limits, workers
     local real_ngx = _G.ngx
 
+    --- From now on the first of these workers is this one.
+    local function serve(...)
+        local pids = { ... }
+        for i, pid in ipairs(pids) do
+            dict.values["worker:" .. i] = pid
+        end
+        dict.values.highest, dict.values.version = #pids, (dict.values.version or 0) + 1
+        workers.pid = pids[1]
+    end
+
     before_each(function()
-        clock, pid, workers = { now = 1000000000 }, 10, { 10 }
+        clock = { now = 1000000000 }
         dict = fake_dict(clock)
         _G.ngx = {
             shared = { llm_slots = dict }, header = {}, now = function() return clock.now end,
-            worker = { pid = function() return pid end }, log = function() end, ERR = 3,
+            log = function() end, ERR = 3,
         }
-        package.loaded["llm_cluster.slots"] = { workers = function() return workers end }
-        package.loaded["llm_cluster.limits"] = nil
+        package.loaded["llm_cluster.workers"], package.loaded["llm_cluster.limits"] = nil, nil
+        package.loaded["llm_cluster.proc"] = {}
+        workers = require "llm_cluster.workers"
+        serve(10)
         limits = require "llm_cluster.limits"
     end)
 
     after_each(function()
         _G.ngx = real_ngx
-        package.loaded["llm_cluster.slots"] = nil
-        package.loaded["llm_cluster.limits"] = nil
+        package.loaded["llm_cluster.workers"], package.loaded["llm_cluster.limits"] = nil, nil
+        package.loaded["llm_cluster.proc"] = nil
     end)
 
     local function key(fields)
@@ -107,7 +119,7 @@ describe("limits", function()
         assert.is_true(limits.enter(nil, {}))
         assert.is_true(limits.enter(key {}, {}))
         assert.same({}, _G.ngx.header)
-        assert.same({}, dict.values)
+        assert.is_nil(dict.values["10:k:k"])
     end)
 
     it("are said in the headers", function()
@@ -195,11 +207,11 @@ describe("limits", function()
     end)
 
     it("count requests at a time over all workers, until each leaves", function()
-        workers = { 10, 11 }
+        serve(10, 11)
         local k, a, b, c = key { concurrent = 2 }, {}, {}, {}
         assert.is_true(limits.enter(k, a))
         assert.equal(1, _G.ngx.header["x-ratelimit-remaining-concurrent"])
-        pid = 11
+        serve(11, 10)
         assert.is_true(limits.enter(k, b))
         local ok, err = limits.enter(k, c)
         assert.is_nil(ok)
@@ -212,15 +224,15 @@ describe("limits", function()
         limits.leave(a)
         assert.equal(1, limits.state({ k })[1].at_work)
         assert.is_true(limits.enter(k, c))
-        workers = { 11 }
+        serve(11)
         assert.equal(2, limits.state({ k })[1].at_work, "the place of worker 10 was free already")
     end)
 
     it("a worker that died holds nothing", function()
-        workers = { 10, 11 }
+        serve(10, 11)
         local k = key { concurrent = 1 }
         assert.is_true(limits.enter(k, {}))
-        pid, workers = 11, { 11 }
+        serve(11)
         assert.is_true(limits.enter(k, {}))
     end)
 

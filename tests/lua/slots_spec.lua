@@ -53,18 +53,18 @@ local function fake_dict(clock)
 end
 
 describe("slots", function()
-    local clock, dict, slots, dead
+    local clock, dict, slots, workers, dead
     local pid = 10
     local real_ngx = _G.ngx
 
     --- A worker of its own, as far as there can be two of them here.
     local function start(its_pid)
         pid = its_pid
-        package.loaded["llm_cluster.slots"] = nil
-        local module = require "llm_cluster.slots"
-        module.alive = function(asked) return not dead[asked] end
-        module.register()
-        return module
+        package.loaded["llm_cluster.workers"], package.loaded["llm_cluster.slots"] = nil, nil
+        workers = require "llm_cluster.workers"
+        workers.alive = function(asked) return not dead[asked] end
+        workers.register()
+        return require "llm_cluster.slots"
     end
 
     before_each(function()
@@ -80,11 +80,12 @@ describe("slots", function()
 
     after_each(function()
         _G.ngx = real_ngx
-        package.loaded["llm_cluster.slots"], package.loaded["llm_cluster.proc"] = nil, nil
+        package.loaded["llm_cluster.slots"], package.loaded["llm_cluster.workers"] = nil, nil
+        package.loaded["llm_cluster.proc"] = nil
     end)
 
     local function claim(id, suspect)
-        assert.is_true(slots.take(A, 99, slots.pid, suspect))
+        assert.is_true(slots.take(A, 99, workers.pid, suspect))
         return slots.hold({ id = A }, { id = id, model = "m", key = "k" }, suspect)
     end
 
@@ -93,8 +94,8 @@ describe("slots", function()
     end
 
     it("are in use until they are given back", function()
-        assert.is_true(slots.take(A, 1, slots.pid))
-        assert.is_false(slots.take(A, 1, slots.pid))
+        assert.is_true(slots.take(A, 1, workers.pid))
+        assert.is_false(slots.take(A, 1, workers.pid))
         local first = slots.hold({ id = A }, { id = "r", model = "m" })
         assert.same({ 1, 0, 0 }, counts())
         slots.release(first)
@@ -140,9 +141,9 @@ describe("slots", function()
         assert.same({ 2, 1, 2 }, counts())
         dead[10] = true
         slots = start(11)
-        assert.same({ 11 }, slots.workers())
-        assert.is_true(slots.counts(11))
-        assert.is_false(slots.counts(10))
+        assert.same({ 11 }, workers.list())
+        assert.is_true(workers.counts(11))
+        assert.is_false(workers.counts(10))
         assert.same({ 1, 1, 1 }, counts())
     end)
 

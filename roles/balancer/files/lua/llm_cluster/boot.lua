@@ -13,7 +13,7 @@ local health = require "llm_cluster.health"
 local history = require "llm_cluster.history"
 local lifetime = require "llm_cluster.lifetime"
 local peers = require "llm_cluster.peers"
-local slots = require "llm_cluster.slots"
+local workers = require "llm_cluster.workers"
 require "llm_cluster.admin"
 require "llm_cluster.proxy"
 require "llm_cluster.status"
@@ -36,7 +36,7 @@ local OWNER_AND_GROUP = 0x17 -- octal 027: what workers write is nobody else's; 
 --- init_worker_by_lua
 function M.init_worker()
     ffi.C.umask(OWNER_AND_GROUP)
-    slots.register()
+    workers.register()
     health.start()
     ending.start()
     history.start()

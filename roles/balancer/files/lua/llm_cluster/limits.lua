@@ -9,14 +9,14 @@
 -- through in a minute is off by at most what came within five seconds, and a client that keeps to its rate is never refused. No
 -- lock is needed, as adding one is atomic over all workers. Refused requests don't count: knocking on locks nobody out.
 --
--- Requests at a time: counted under the pid of the worker that serves them, waiting ones too; slots.sweep() drops those of a
--- worker that died.
+-- Requests at a time: counted under the pid of the worker that serves them, waiting ones too (workers.lua).
 
 local errors = require "llm_cluster.errors"
 local names = require "llm_cluster.names"
-local slots = require "llm_cluster.slots"
+local workers = require "llm_cluster.workers"
 
 local floor = math.floor
+local places = workers.counts_of("k")
 
 local M = {}
 
@@ -29,7 +29,6 @@ local AGAIN = 1              -- seconds after which a client may try again for a
 
 local counts = {}            -- of the window's counters, oldest first; valid until the next yield
 local ring_names = {}        -- key name → names of its counters
-local place_names = {}       -- key name → pid → name of its count
 local patterns = setmetatable({}, { __mode = "k" }) -- key entry → its models, compiled
 for i = 1, COUNTERS + 1 do
     counts[i] = 0
@@ -142,34 +141,11 @@ end
 
 -- Requests at a time
 
-local function place_name(name, pid)
-    local of_key = place_names[name]
-    if not of_key then
-        of_key = {}
-        place_names[name] = of_key
-    end
-    local place = of_key[pid]
-    if not place then
-        place = pid .. ":k:" .. name
-        of_key[pid] = place
-    end
-    return place
-end
-
---- Requests of a key that wait or are worked on now.
-local function at_work(d, name)
-    local sum, pids = 0, slots.workers()
-    for i = 1, #pids do
-        sum = sum + (d:get(place_name(name, pids[i])) or 0)
-    end
-    return sum
-end
-
 --- Take one of the key's places: count first and sum after, so that two workers never overcommit.
 -- @return true, or false if none is free
 local function take_place(key, ctx)
     local d = dict()
-    local place, most = place_name(key.name, ngx.worker.pid()), key.concurrent
+    local place, most = places.name(workers.pid, key.name), key.concurrent
     local header = ngx.header
     header["x-ratelimit-limit-concurrent"] = most
     for _ = 1, TRIES do
@@ -178,14 +154,14 @@ local function take_place(key, ctx)
             ngx.log(ngx.ERR, "key ", key.name, " is not limited: ", err)
             return true
         end
-        local sum = at_work(d, key.name)
+        local sum = places.sum(d, key.name)
         if sum <= most then
             ctx.place = place
             header["x-ratelimit-remaining-concurrent"] = most - sum
             return true
         end
         d:incr(place, -1)
-        if at_work(d, key.name) >= most then
+        if places.sum(d, key.name) >= most then
             break
         end
     end
@@ -263,7 +239,7 @@ function M.state(keys)
         out[i] = {
             name = key.name, requests_per_minute = key.requests_per_minute, concurrent = key.concurrent,
             requests = key.requests_per_minute and read_window(d, ring_of(key.name), now),
-            at_work = key.concurrent and at_work(d, key.name),
+            at_work = key.concurrent and places.sum(d, key.name),
         }
     end
     return out

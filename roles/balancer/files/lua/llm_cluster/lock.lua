@@ -4,7 +4,7 @@
 --- One lock over all workers, for short work that must not yield: so it also works in log_by_lua.
 
 local ffi = require "ffi"
-local slots = require "llm_cluster.slots"
+local workers = require "llm_cluster.workers"
 
 ffi.cdef [[
 int usleep(unsigned int usec);
@@ -23,7 +23,7 @@ local function acquire(d, pid)
         if spins % SPINS == 0 then
             local holder = d:get("lock")
             -- Only one may break a dead worker's lock, or a second one would break the first one's.
-            if holder and not slots.alive(holder) and d:add("lock_break", pid, 0.05) then
+            if holder and not workers.alive(holder) and d:add("lock_break", pid, 0.05) then
                 d:delete("lock")
             end
         end
@@ -36,7 +36,7 @@ end
 -- @return its first two results; its error is raised again, with the lock given back
 function M.run(f, ...)
     local d = ngx.shared[DICT]
-    acquire(d, slots.pid)
+    acquire(d, workers.pid)
     local ok, a, b = pcall(f, d, ...)
     d:delete("lock")
     if not ok then

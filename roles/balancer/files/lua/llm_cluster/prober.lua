@@ -13,6 +13,7 @@ local peers = require "llm_cluster.peers"
 local probes = require "llm_cluster.probes"
 local slots = require "llm_cluster.slots"
 local speed = require "llm_cluster.speed"
+local workers = require "llm_cluster.workers"
 
 local M = {}
 
@@ -216,7 +217,7 @@ end
 local function has_lease(d, pid)
     local holder = d:get("lease")
     if holder == pid or not holder and d:add("lease", pid, LEASE)
-        or holder and not slots.alive(holder) and d:add("lease_after:" .. holder, pid, LEASE)
+        or holder and not workers.alive(holder) and d:add("lease_after:" .. holder, pid, LEASE)
     then
         d:set("lease", pid, LEASE)
         return true
@@ -238,7 +239,7 @@ local function work(d, pid, health)
     end
     if ngx.now() >= sweep_at then
         sweep_at = ngx.now() + SWEEP
-        slots.sweep()
+        workers.sweep()
     end
     return round(health)
 end

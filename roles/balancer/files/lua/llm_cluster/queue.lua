@@ -21,6 +21,7 @@ local peers = require "llm_cluster.peers"
 local placement = require "llm_cluster.placement"
 local slots = require "llm_cluster.slots"
 local tickets = require "llm_cluster.tickets"
+local workers = require "llm_cluster.workers"
 
 local M = {}
 
@@ -66,7 +67,7 @@ end
 
 --- Give a peer's slot to a ticket. Under the lock.
 local function grant(d, peer, ticket)
-    if not slots.counts(ticket.pid) then -- its worker died just now
+    if not workers.counts(ticket.pid) then -- its worker died just now
         tickets.remove(d, ticket.pid, ticket.serial)
         return true
     end
@@ -75,7 +76,7 @@ local function grant(d, peer, ticket)
     end
     tickets.remove(d, ticket.pid, ticket.serial)
     count_grant(d, fleet.now)
-    local mine = ticket.pid == slots.pid and waiters[ticket.serial]
+    local mine = ticket.pid == workers.pid and waiters[ticket.serial]
     if mine then
         mine.granted = peer.id
         mine.semaphore:post(1)
@@ -155,7 +156,7 @@ end
 
 local function totals(d)
     local number, bytes = 0, 0
-    for _, pid in ipairs(slots.workers()) do
+    for _, pid in ipairs(workers.list()) do
         number = number + (d:get(pid .. ":w") or 0)
         bytes = bytes + (d:get(pid .. ":wb") or 0)
     end
@@ -198,10 +199,10 @@ function M.try(set, want)
     if not tickets.is_empty(dict()) then
         lock.run(match_peer, peer, view) -- whoever waits for this slot goes first
     end
-    if not slots.take(peer.id, health.usable_slots(peer, fleet.now), slots.pid, want.suspect) then
+    if not slots.take(peer.id, health.usable_slots(peer, fleet.now), workers.pid, want.suspect) then
         return nil, "busy"
     elseif peers.view() ~= view then -- drained in this very moment: whoever drained it may have counted already
-        slots.put_back(peer.id, slots.pid, want.suspect)
+        slots.put_back(peer.id, workers.pid, want.suspect)
         return nil, "busy"
     end
     return peer
@@ -209,7 +210,7 @@ end
 
 local function enqueue(d, waiter, view, again)
     local set = waiter.set
-    local ok, err = tickets.add(d, set, waiter.number, slots.pid, waiter.serial, waiter.want, again)
+    local ok, err = tickets.add(d, set, waiter.number, workers.pid, waiter.serial, waiter.want, again)
     if not ok then
         return nil, err
     end
@@ -232,7 +233,7 @@ local function abdicate(serial)
 end
 
 local function uncount(d, waiter)
-    local pid = slots.pid
+    local pid = workers.pid
     waiters[waiter.serial] = nil
     d:incr(pid .. ":w", -1)
     d:incr(pid .. ":wb", -waiter.bytes)
@@ -248,7 +249,7 @@ function M.leave(waiter)
     waiter.over = true
     local view, freed = peers.view(), nil
     lock.run(function(d)
-        local pid, serial = slots.pid, waiter.serial
+        local pid, serial = workers.pid, waiter.serial
         local granted = waiter.granted or d:get(pid .. ":g:" .. serial)
         tickets.remove(d, pid, serial)
         d:delete(pid .. ":g:" .. serial)
@@ -280,7 +281,7 @@ function M.join(number, set, want, bytes, again)
             return nil, "full", retry_after(d, waiting)
         end
     end
-    local pid = slots.pid
+    local pid = workers.pid
     last_serial = last_serial + 1
     local waiter = {
         number = number, serial = last_serial, semaphore = semaphore.new(0), set = set, want = want, bytes = bytes, view = view,
@@ -298,7 +299,7 @@ function M.join(number, set, want, bytes, again)
 end
 
 local function read_mail()
-    local d, pid = dict(), slots.pid
+    local d, pid = dict(), workers.pid
     local box = pid .. ":mail"
     while true do
         local serial = d:lpop(box)
@@ -316,7 +317,7 @@ end
 
 --- A worker that was killed while it moved entries may have taken some of ours along: put back what is missing.
 local function restore(d)
-    local present, pid = {}, slots.pid
+    local present, pid = {}, workers.pid
     for serial, waiter in pairs(waiters) do
         local set, number = waiter.set, waiter.number
         present[set.key] = present[set.key] or tickets.entries(d, set.key)
@@ -334,7 +335,7 @@ local function lead(serial)
     local now = ngx.now()
     if now >= rematch_at then
         rematch_at = now + REMATCH
-        local _, generation = slots.workers()
+        local _, generation = workers.list()
         if generation ~= known_generation then
             known_generation = generation
             lock.run(restore)
@@ -401,7 +402,7 @@ function M.wait(waiter, deadline, watch)
         end
         local period = look_at - now
         if leads then
-            period = #slots.workers() > 1 and MAIL or ALONE
+            period = #workers.list() > 1 and MAIL or ALONE
         end
         waiter.semaphore:wait(math.max(0.001, math.min(period, deadline - now)))
     end

@@ -3,148 +3,32 @@
 
 --- Slots in use, over all workers.
 --
--- Each claim is counted under the pid of the worker that serves the request, so nothing derived can drift: what a worker that
--- died held goes with its keys, which all start with its pid. In use means: the sum over living workers. A claim counts first
--- and sums after, so two workers never overcommit; at worst both step back and the request waits.
+-- Each claim is counted under the pid of the worker that serves the request (workers.lua). In use means: the sum over living
+-- workers. A claim counts first and sums after, so two workers never overcommit; at worst both step back and the request waits.
 --
 -- Slots that wait for their engine to end after the request is over outlive the worker: they are counted under 0, which is no
 -- worker, so nobody takes them along. 0:f:PEER is the list of them, from which 0:b:PEER and 0:s:PEER are made anew whenever it
 -- changes, under the lock; all three are gone by themselves when the last one's time is over.
 
-local ffi = require "ffi"
-local proc = require "llm_cluster.proc"
+local workers = require "llm_cluster.workers"
 
-ffi.cdef [[
-int kill(int pid, int sig);
-]]
-
-local M = {} -- pid: this worker's, once register() was called: asking the kernel each time costs a call
+local M = {}
 
 local DICT = "llm_slots"
-local MAX_WORKERS = 256
 local ENDING = 0             -- whom slots are counted under that only wait for the engine to end
 local SEPARATOR = "\30"      -- between the notes about them
 
-local pids, pids_version = {}, nil
-local names = {} -- pid → peer id → key of its count
+local busy_of = workers.counts_of("b")
+local suspects_of = workers.counts_of("s")
 
 local function dict()
     return ngx.shared[DICT]
 end
 
---- Pids of the workers that count, refreshed when one came or went.
--- @return list; and a number that moves on when it changes
-function M.workers()
-    local d = dict()
-    local version = d:get("version")
-    if version ~= pids_version then
-        pids, names = {}, {}
-        for i = 1, d:get("highest") or 0 do
-            pids[#pids + 1] = d:get("worker:" .. i)
-        end
-        pids_version = version
-    end
-    return pids, pids_version
-end
-
---- Does the worker count still?
-function M.counts(pid)
-    local list = M.workers()
-    for i = 1, #list do
-        if list[i] == pid then
-            return true
-        end
-    end
-    return false
-end
-
---- Delete what is kept under a pid.
-local function drop(d, pid)
-    local prefix = pid .. ":"
-    for _, key in ipairs(d:get_keys(0)) do
-        if key:sub(1, #prefix) == prefix then
-            d:delete(key)
-        end
-    end
-end
-
---- Make this worker known. Called once per worker.
-function M.register()
-    local d, pid = dict(), ngx.worker.pid()
-    M.pid = pid
-    M.sweep()
-    drop(d, pid) -- pids come again: what an earlier worker of this one left is not ours
-    for i = 1, MAX_WORKERS do
-        if d:add("worker:" .. i, pid) then
-            if i > (d:get("highest") or 0) then
-                d:set("highest", i)
-            end
-            d:set("started:" .. pid, proc.start_time(pid) or "")
-            d:incr("version", 1, 0)
-            return
-        end
-    end
-    ngx.log(ngx.ERR, "more than ", MAX_WORKERS, " workers: this one's slots are not counted")
-end
-
---- Is the worker alive, and still the process it was?
-function M.alive(pid)
-    if ffi.C.kill(pid, 0) ~= 0 and ffi.errno() == 3 then -- ESRCH
-        return false
-    end
-    local then_, now = dict():get("started:" .. pid), proc.start_time(pid)
-    return not then_ or then_ == "" or not now or then_ == now
-end
-
---- Forget a worker.
--- @param place its number among the workers
-local function forget(d, place, pid)
-    drop(d, pid)
-    d:delete("started:" .. pid)
-    d:delete("worker:" .. place)
-    d:incr("version", 1, 0)
-end
-
---- Forget workers that are gone, and everything that is counted under their pids.
--- @return true if there was one
-function M.sweep()
-    local d, found = dict(), false
-    for i = 1, d:get("highest") or 0 do
-        local pid = d:get("worker:" .. i)
-        -- Only one worker does it: a second one, late, would delete what a new worker has written there meanwhile.
-        if pid and not M.alive(pid) and d:add("sweep:" .. pid, true, 10) then
-            if d:get("worker:" .. i) == pid then
-                found = true
-                forget(d, i, pid)
-            end
-            d:delete("sweep:" .. pid)
-        end
-    end
-    return found
-end
-
-local function name_of(pid, id)
-    local of_pid = names[pid]
-    if not of_pid then
-        of_pid = {}
-        names[pid] = of_pid
-    end
-    local name = of_pid[id]
-    if not name then
-        name = pid .. ":b:" .. id
-        of_pid[id] = name
-    end
-    return name
-end
-
 --- Slots in use on a peer, with those that are ending.
 function M.busy(id)
-    local d, list = dict(), M.workers()
-    local sum = d:get(name_of(ENDING, id)) or 0
-    for i = 1, #list do
-        sum = sum + (d:get(name_of(list[i], id)) or 0)
-    end
-    return sum
+    local d = dict()
+    return busy_of.sum(d, id) + (d:get(busy_of.name(ENDING, id)) or 0)
 end
 
 --- Take one slot of a peer for a request of the given worker.
@@ -155,7 +39,7 @@ end
 -- @return boolean
 function M.take(id, most, pid, suspect)
     local d = dict()
-    local name = name_of(pid, id)
+    local name = busy_of.name(pid, id)
     local count, err = d:incr(name, 1, 0)
     if not count then
         ngx.log(ngx.ERR, "slots: ", err)
@@ -166,7 +50,7 @@ function M.take(id, most, pid, suspect)
         return false
     end
     if suspect then
-        d:incr(pid .. ":s:" .. id, 1, 0)
+        d:incr(suspects_of.name(pid, id), 1, 0)
     end
     return true
 end
@@ -175,9 +59,9 @@ end
 function M.put_back(id, pid, suspect)
     local d = dict()
     if suspect then
-        d:incr(pid .. ":s:" .. id, -1)
+        d:incr(suspects_of.name(pid, id), -1)
     end
-    d:incr(name_of(pid, id), -1)
+    d:incr(busy_of.name(pid, id), -1)
 end
 
 local serial = 0
@@ -189,7 +73,7 @@ local serial = 0
 -- @return claim to give to release()
 function M.hold(peer, request, suspect)
     serial = serial + 1
-    local pid = M.pid
+    local pid = workers.pid
     local claim = { id = peer.id, peer = peer, pid = pid, suspect = suspect, note = pid .. ":f:" .. serial }
     claim.text = peer.id .. "\n" .. request.id .. "\n" .. (request.model or "") .. "\n" .. (request.key or "") .. "\n"
         .. ngx.now()
@@ -223,7 +107,7 @@ end
 --- Keep the notes about a peer's ending slots, and count them.
 -- @return true, or nil and the dict's error
 local function keep_ending(d, id, notes)
-    local list, busy, suspect = ENDING .. ":f:" .. id, name_of(ENDING, id), ENDING .. ":s:" .. id
+    local list, busy, suspect = ENDING .. ":f:" .. id, busy_of.name(ENDING, id), suspects_of.name(ENDING, id)
     if #notes == 0 then
         d:delete(list)
         d:delete(busy)
@@ -281,17 +165,13 @@ end
 
 --- Slots on a peer that only wait for the engine to end.
 function M.ending(id)
-    return dict():get(name_of(ENDING, id)) or 0
+    return dict():get(busy_of.name(ENDING, id)) or 0
 end
 
 --- Requests on a peer that were at another one when it died.
 function M.suspects(id)
     local d = dict()
-    local sum = d:get(ENDING .. ":s:" .. id) or 0
-    for _, pid in ipairs(M.workers()) do
-        sum = sum + (d:get(pid .. ":s:" .. id) or 0)
-    end
-    return sum
+    return suspects_of.sum(d, id) + (d:get(suspects_of.name(ENDING, id)) or 0)
 end
 
 --- What holds slots, by peer.
@@ -318,10 +198,10 @@ end
 --- What each worker holds, for GET /state: list of {pid, held}.
 function M.by_worker(ids)
     local d, out = dict(), {}
-    for i, pid in ipairs(M.workers()) do
+    for i, pid in ipairs(workers.list()) do
         local sum = 0
         for _, id in ipairs(ids) do
-            sum = sum + (d:get(pid .. ":b:" .. id) or 0)
+            sum = sum + (d:get(busy_of.name(pid, id)) or 0)
         end
         out[i] = { pid = pid, held = sum }
     end

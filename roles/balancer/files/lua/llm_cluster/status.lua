@@ -16,6 +16,7 @@ local peers = require "llm_cluster.peers"
 local prometheus = require "llm_cluster.prometheus"
 local queue = require "llm_cluster.queue"
 local slots = require "llm_cluster.slots"
+local workers = require "llm_cluster.workers"
 
 local M = {}
 
@@ -81,7 +82,7 @@ local function gauges()
     gauge("queue_bytes", "Bytes of the requests that wait.", {})[1] = { value = waiting.bytes }
     gauge("queue_oldest_seconds", "How long the oldest of them has waited.", {})[1] = { value = waiting.oldest or 0 }
     gauge("routing_table_version", "Number of the routing table in force.", {})[1] = { value = view and view.version or 0 }
-    gauge("workers", "Worker processes that serve.", {})[1] = { value = #slots.workers() }
+    gauge("workers", "Worker processes that serve.", {})[1] = { value = #workers.list() }
     local size = gauge("shared_memory_bytes", "Size of a shared dict.", { "dict" })
     local free = gauge("shared_memory_free_bytes", "Whole pages of it that were never used or are free again.", { "dict" })
     for i, name in ipairs(DICTS) do

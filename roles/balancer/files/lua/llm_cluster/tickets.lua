@@ -6,7 +6,7 @@
 --
 -- A list's entry is NUMBER:PID:SERIAL, and PID:t1:SERIAL is what matching must know. The number is the request's place in the
 -- order of arrival, which it keeps; the serial is this place's own, so that nothing left of an earlier place of the same request
--- can be taken for the present one. As the key starts with its worker's pid, slots.sweep() drops what belongs to a worker that
+-- can be taken for the present one. As the key starts with its worker's pid, workers.sweep() drops what belongs to a worker that
 -- died, and reading steps over entries whose ticket is gone.
 
 local M = {}
