@@ -14,7 +14,7 @@ import sys
 import threading
 from pathlib import Path
 
-from .registry import Registry
+from .registry import Registry, made_up
 from .releases import Releases, release
 
 
@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--releases-port", type=int, default=8080)
     parser.add_argument("--registry-port", type=int, default=5000)
     parser.add_argument("--release", action="append", default=[], help="a version to serve")
-    parser.add_argument("--model", action="append", default=[], help="namespace/model:tag to serve")
+    parser.add_argument("--model", action="append", default=[], help="namespace/model:tag[=CONTENT] to serve")
     parser.add_argument("--write", type=Path, help="write the releases' files to this folder instead")
     options = parser.parse_args(arguments)
 
@@ -39,7 +39,11 @@ def main(arguments: list[str]) -> int:
     releases = Releases((options.address, options.releases_port))
     registry = Registry((options.address, options.registry_port))
     checksums = {version: releases.publish(version) for version in options.release}
-    models = {name: registry.publish(name).digest for name in options.model}
+    models = {}
+    for model in options.model:
+        # Another content under the same tag is another version: that is how a tag moves.
+        name, _, content = model.partition("=")
+        models[name] = registry.publish(name, made_up(content, 200_000) if content else None).digest
     print(json.dumps({"simulated": True, "releases": checksums, "models": models}), flush=True)
     releases.start()
     registry.start()
