@@ -80,8 +80,52 @@ class Fetch:
     resumed: int = 0
 
 
+@dataclass(frozen=True)
+class Found:
+    """One model as it is on a node.
+
+    digest: what is served under the name now. wanted: what should be. have: bytes of a wanted version on its way. size:
+    of the served version. held: the wanted version is on the node, whole. extra: nobody wants this model here. loaded:
+    the digest that is in memory under the name.
+    """
+
+    name: str
+    digest: str = ""
+    wanted: str = ""
+    status: str = "missing"
+    have: int = 0
+    size: int | None = None
+    held: bool = False
+    extra: bool = False
+    unit: str = ""
+    loaded: str = ""
+    context: int | None = None
+    expires: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All models of a node, and digest and size of every version that is there whole, served or kept."""
+
+    models: list[Found]
+    held: dict[str, int]
+
+
+def status_of(digest: str, wanted: str, whole: bool) -> str:
+    """Return what is to be said about a model that is served in a version where another may be wanted."""
+    if not digest:
+        return "missing"
+    if wanted not in ("", digest):
+        return "wrong"
+    return "ok" if whole else "corrupt"
+
+
 class Engine(Protocol):
     """What each engine's file answers."""
+
+    def inspect(self, specs: list[ModelSpec], verify: bool) -> Inspection:
+        """Return what is on the node, also while the engine is down; verify: hash what changed since it was hashed."""
 
     def models(self) -> dict[str, str]:
         """Return the digest that is served under each name."""

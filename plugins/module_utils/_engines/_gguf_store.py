@@ -6,8 +6,10 @@
     MODELS/sha256-HEX.gguf                 a whole, verified file
     MODELS/sha256-HEX.gguf.verified.json   its size, mtime and inode when it was hashed
     MODELS/current/UNIT.gguf               the link that instance UNIT serves
-    MODELS/current/UNIT.json               when that link was last switched, to know whether the instance came later
+    MODELS/current/UNIT.json               when that link was last switched, to know whether the instance came later,
+                                           and which versions it had before, newest first
     PARTIAL/sha256-HEX.gguf.part           a file on its way
+    PARTIAL/sha256-HEX.gguf.part.size      how large it will be, for other nodes that fetch it meanwhile
 
 A file gets into MODELS by a rename when it is whole and on the disk, and a link is replaced by a rename, so that
 being interrupted at any moment leaves either the old state or the new one.
@@ -16,16 +18,16 @@ being interrupted at any moment leaves either the old state or the new one.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import os
 import re
 import time
-from typing import Any, Iterator
+from typing import Any
 
-from ansible_collections.llm.cluster.plugins.module_utils._engines import EngineError
+from ansible_collections.llm.cluster.plugins.module_utils._engines import EngineError, _files
 from ansible_collections.llm.cluster.plugins.module_utils._fetch import sha256_file
 
+# How many former versions of a model are remembered by digest, whether they are still there or not.
+HISTORY = 20
 BLOB = re.compile(r"^sha256-([0-9a-f]{64})\.gguf$")
 
 
@@ -86,20 +88,47 @@ class GgufStore:
         It is hashed only if it isn't the very file (size, mtime, inode) that was hashed before.
         """
         try:
-            before = _identity(self.blob(digest))
+            before = _files.identity(self.blob(digest))
         except FileNotFoundError:
             return "missing"
-        if _read_json(self._verified(digest)) == before:
+        if _files.read_json(self._verified(digest)) == before:
             return "ok"
         if sha256_file(self.blob(digest)) != digest:
             return "corrupt"
-        if remember and _identity(self.blob(digest)) == before:
-            _write_json(self._verified(digest), before)
+        if remember and _files.identity(self.blob(digest)) == before:
+            _files.write_json(self._verified(digest), before)
         return "ok"
+
+    def glance(self, digest: str) -> tuple[str, str]:
+        """Return what check() would, without hashing, and what is uncertain about it."""
+        try:
+            now = _files.identity(self.blob(digest))
+        except FileNotFoundError:
+            return "missing", ""
+        noted = _files.read_json(self._verified(digest))
+        if noted == now:
+            return "ok", ""
+        if isinstance(noted, dict) and noted.get("size") != now["size"]:
+            return "corrupt", f"the file has {now['size']} bytes instead of {noted.get('size')}"
+        return "ok", "the file was not hashed since it changed"
+
+    def versions(self) -> dict[str, int]:
+        """Return digest and size of every file that bears a whole one's name."""
+        found = {}
+        with contextlib.suppress(FileNotFoundError):
+            for entry in os.scandir(self.models_dir):
+                match = BLOB.match(entry.name)
+                if match and entry.is_file():
+                    found["sha256:" + match.group(1)] = entry.stat().st_size
+        return found
+
+    def previous(self, unit: str) -> list[str]:
+        """Return the versions that a unit served before, newest first."""
+        return [str(digest) for digest in self.switched(unit).get("previous") or []]
 
     def switched(self, unit: str) -> dict[str, Any]:
         """Return what was noted when the unit's link was last switched."""
-        noted = _read_json(self._switched(unit))
+        noted = _files.read_json(self._switched(unit))
         return noted if isinstance(noted, dict) else {}
 
     # Writing
@@ -108,37 +137,11 @@ class GgufStore:
         """Create the folders and check that a rename can go from one to the other."""
         for path in (self.models_dir, os.path.join(self.models_dir, "current"), self.partial_dir):
             os.makedirs(path, mode=0o755, exist_ok=True)
-        if os.stat(self.models_dir).st_dev != os.stat(self.partial_dir).st_dev:
-            raise EngineError(
-                f"{self.partial_dir} is on another filesystem than {self.models_dir}: files could not be moved into "
-                "place at once. Put both on one (partial_dir)."
-            )
+        _files.require_one_filesystem(self.models_dir, self.partial_dir)
 
-    @contextlib.contextmanager
-    def lock(self, timeout: float) -> Iterator[None]:
+    def lock(self, timeout: float) -> contextlib.AbstractContextManager[None]:
         """Keep other runs out of the store."""
-        path = os.path.join(self.partial_dir, ".lock")
-        deadline = time.monotonic() + timeout
-        with open(path, "a+", encoding="utf-8") as stream:
-            pause = 0.05
-            while True:
-                try:
-                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except OSError as error:
-                    if time.monotonic() > deadline:
-                        stream.seek(0)
-                        holder = stream.read(20).strip() or "unknown"
-                        raise EngineError(
-                            f"Another run (process {holder}) has worked on {self.models_dir} for more than "
-                            f"{timeout:.0f} s. Wait for it, or end it, then run again."
-                        ) from error
-                    time.sleep(pause)
-                    pause = min(pause * 2, 1.0)
-            stream.truncate(0)
-            stream.write(str(os.getpid()))
-            stream.flush()
-            yield
+        return _files.store_lock(self.models_dir, self.partial_dir, timeout)
 
     def adopt(self, digest: str) -> None:
         """Move a whole and verified partial file into the store."""
@@ -147,37 +150,39 @@ class GgufStore:
             os.fchmod(stream.fileno(), 0o644)
             os.fsync(stream.fileno())
         os.rename(source, self.blob(digest))
-        _sync_folder(self.models_dir)
-        _write_json(self._verified(digest), _identity(self.blob(digest)))
+        _files.sync_folder(self.models_dir)
+        _files.write_json(self._verified(digest), _files.identity(self.blob(digest)))
 
     def discard(self, digest: str) -> None:
         """Delete a file and what is noted about it."""
         for path in (self._verified(digest), self.blob(digest)):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-        _sync_folder(self.models_dir)
+        _files.sync_folder(self.models_dir)
 
     def switch(self, unit: str, digest: str) -> None:
         """Point a unit's link to a file."""
         # First noted as begun, so that being interrupted in between asks for a restart too.
-        _write_json(self._switched(unit), {"digest": digest})
+        before = [self.current(unit), *self.previous(unit)]
+        previous = [old for old in dict.fromkeys(before) if old not in ("", digest)][:HISTORY]
+        note: dict[str, Any] = {"digest": digest, "previous": previous}
+        _files.write_json(self._switched(unit), note)
         link = self.link(unit)
         new = link + ".new"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(new)
         os.symlink(os.path.join("..", _file_name(digest)), new)
         os.rename(new, link)
-        _sync_folder(os.path.dirname(link))
-        _write_json(
-            self._switched(unit), {"digest": digest, "boot": boot_id(), "monotonic": time.clock_gettime(_MONOTONIC)}
-        )
+        _files.sync_folder(os.path.dirname(link))
+        note.update(boot=boot_id(), monotonic=time.clock_gettime(_MONOTONIC))
+        _files.write_json(self._switched(unit), note)
 
     def unlink(self, unit: str) -> None:
         """Remove a unit's link."""
         for path in (self.link(unit), self._switched(unit)):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-        _sync_folder(os.path.join(self.models_dir, "current"))
+        _files.sync_folder(os.path.join(self.models_dir, "current"))
 
     def append(self, digest: str, offset: int, chunk: str, expected: str) -> int:
         """Append a chunk to a file on its way and return how much of that is there then.
@@ -222,40 +227,3 @@ def boot_id() -> str:
 
 def _file_name(digest: str) -> str:
     return digest.replace(":", "-", 1) + ".gguf"
-
-
-def _identity(path: str) -> dict[str, int]:
-    stat = os.stat(path)
-    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "inode": stat.st_ino}
-
-
-def _read_json(path: str) -> Any:
-    try:
-        with open(path, encoding="utf-8") as stream:
-            return json.load(stream)
-    except (OSError, ValueError):
-        return None
-
-
-def _write_json(path: str, value: Any) -> None:
-    new = path + ".new"
-    with open(new, "w", encoding="utf-8") as stream:
-        json.dump(value, stream, sort_keys=True)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.rename(new, path)
-    _sync_folder(os.path.dirname(path))
-
-
-def _sync_folder(path: str) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def remove(path: str) -> None:
-    """Delete a file if it is there."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)

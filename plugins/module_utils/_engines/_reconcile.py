@@ -16,6 +16,7 @@ from ansible_collections.llm.cluster.plugins.module_utils._engines import (
     Settings,
     make_engine,
 )
+from ansible_collections.llm.cluster.plugins.module_utils._engines.llama_cpp import LlamaCpp
 from ansible_collections.llm.cluster.plugins.module_utils._fetch import FetchError, free_bytes, human
 from ansible_collections.llm.cluster.plugins.module_utils._topology import normal_digest, unit_name
 
@@ -280,8 +281,7 @@ class Reconciler:
 
 
 def _path(engine: Engine, spec: ModelSpec) -> str:
-    store = getattr(engine, "store", None)
-    return store.link(spec.unit) if store else ""
+    return engine.store.link(spec.unit) if isinstance(engine, LlamaCpp) else ""
 
 
 def _message(spec: ModelSpec | None, error: BaseException) -> str:

@@ -10,6 +10,7 @@ node may be interrupted.
 from __future__ import annotations
 
 import http.client
+import re
 import subprocess
 import time
 from dataclasses import dataclass
@@ -20,15 +21,28 @@ from ansible_collections.llm.cluster.plugins.module_utils._engines import (
     AnswerError,
     EngineError,
     Fetch,
+    Found,
+    Inspection,
     Look,
     ModelSpec,
     Settings,
+    _files,
     _gguf_store,
     base_url,
     call_engine,
+    status_of,
 )
 
-_PROPERTIES = ("Id", "LoadState", "ActiveState", "UnitFileState", "ExecMainStartTimestampMonotonic", "NRestarts")
+_PROPERTIES = (
+    "Id",
+    "LoadState",
+    "ActiveState",
+    "UnitFileState",
+    "ExecMainStartTimestampMonotonic",
+    "NRestarts",
+    "MainPID",
+)
+_MAPPED = re.compile(r"/sha256-([0-9a-f]{64})\.gguf(?: \(deleted\))?$", re.MULTILINE)
 # An instance that died so often while it was waited for won't come up.
 CRASHES = 3
 
@@ -43,6 +57,7 @@ class UnitState:
     enabled: bool = False
     started: float = 0.0
     restarts: int = 0
+    pid: int = 0
 
 
 def service(unit: str) -> str:
@@ -63,6 +78,7 @@ def parse_units(text: str) -> dict[str, UnitState]:
                 enabled=values.get("UnitFileState") in ("enabled", "enabled-runtime"),
                 started=int(values.get("ExecMainStartTimestampMonotonic") or 0) / 1e6,
                 restarts=int(values.get("NRestarts") or 0),
+                pid=int(values.get("MainPID") or 0),
             )
     return states
 
@@ -94,6 +110,21 @@ def unit_needs(state: UnitState, current: str, switched: dict[str, Any], boot: s
     return "" if state.enabled else "start"
 
 
+def mapped_digest(maps: str) -> str:
+    """Return the digest of the model file in a process's memory map, ``""`` if there is none."""
+    found = _MAPPED.search(maps)
+    return "sha256:" + found.group(1) if found else ""
+
+
+def read_maps(pid: int) -> str:
+    """Return a process's memory map, empty if it cannot be read."""
+    try:
+        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as stream:
+            return stream.read()
+    except OSError:
+        return ""
+
+
 class LlamaCpp:
     """The llama.cpp instances of one node."""
 
@@ -104,6 +135,62 @@ class LlamaCpp:
     def models(self) -> dict[str, str]:
         """Return the digest of every instance's link."""
         return self.store.units()
+
+    def inspect(self, specs: list[ModelSpec], verify: bool) -> Inspection:
+        """Return what the store holds and the instances have in memory."""
+        links = self.store.units()
+        wanted = {spec.unit: spec for spec in specs if spec.state != "absent"}
+        sizes = self.store.versions()
+        digests = {*sizes, *filter(None, links.values())}
+        checked = {digest: self._checked(digest, verify) for digest in digests}
+        held = {digest: sizes[digest] for digest, (status, _note) in checked.items() if status == "ok"}
+        in_memory = self._in_memory([*wanted, *(unit for unit in links if unit not in wanted)])
+        models = []
+        for unit in [*wanted, *(unit for unit in links if unit not in wanted)]:
+            spec, digest = wanted.get(unit), links.get(unit, "")
+            target = spec.digest if spec else ""
+            note = checked[digest][1] if digest else ""
+            if digest and checked[digest][0] == "missing":
+                note = "the file that its link names is gone"
+            models.append(
+                Found(
+                    name=spec.name if spec else unit,
+                    digest=digest,
+                    wanted=target,
+                    status=status_of(digest, target, digest in held),
+                    have=self.store.have(target) if target and target not in held else 0,
+                    size=sizes.get(digest),
+                    held=bool(target) and target in held,
+                    extra=spec is None,
+                    unit=unit,
+                    loaded=in_memory.get(unit, ""),
+                    note=note,
+                )
+            )
+        return Inspection(models, held)
+
+    def _checked(self, digest: str, verify: bool) -> tuple[str, str]:
+        """Return whether a version's file is whole, and what is to be said about it."""
+        if not verify:
+            return self.store.glance(digest)
+        status = self.store.check(digest, remember=not self.settings.read_only)
+        return status, "the file in the store is damaged" if status == "corrupt" else ""
+
+    def _in_memory(self, units: list[str]) -> dict[str, str]:
+        """Return the digest that each running instance has in memory.
+
+        Its memory map tells. Where the model isn't mapped, the instance has what its link named when it was started.
+        """
+        states = unit_states(units) if units else {}
+        boot = _gguf_store.boot_id()
+        found = {}
+        for unit, state in states.items():
+            if state.active and state.pid:
+                current, switched = self.store.current(unit), self.store.switched(unit)
+                stale = unit_needs(state, current, switched, boot) == "restart"
+                before = (self.store.previous(unit) or [""])[0]
+                found[unit] = mapped_digest(read_maps(state.pid)) or (before if stale else current)
+        return found
 
     def look(self, spec: ModelSpec) -> Look:
         """Compare a wanted model with the store."""
@@ -146,7 +233,7 @@ class LlamaCpp:
             else:
                 got = _fetch.sha256_file(partial)
                 if got != spec.digest:
-                    _gguf_store.remove(partial)
+                    _files.remove(partial)
                     raise _fetch.WrongDigestError(spec.file, spec.digest, got)
                 result = Fetch(moved=look.have)
             self.store.adopt(spec.digest)
@@ -236,7 +323,5 @@ class LlamaCpp:
         raise EngineError(f"llama.cpp holds {spec.name} as long as it runs: stop {service(spec.unit)} to unload it.")
 
     def loaded(self) -> dict[str, str]:
-        """Return the links of the instances that run."""
-        links = self.store.units()
-        states = unit_states(list(links)) if links else {}
-        return {unit: digest for unit, digest in links.items() if unit in states and states[unit].active}
+        """Return the digest that each running instance has in memory."""
+        return self._in_memory(list(self.store.units()))

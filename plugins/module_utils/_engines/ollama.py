@@ -12,13 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import hashlib
 import http.client
 import json
-import os
 import time
 import urllib.error
-from dataclasses import dataclass
 from typing import Any, Iterable, Iterator
 
 from ansible_collections.llm.cluster.plugins.module_utils import _fetch
@@ -26,75 +23,29 @@ from ansible_collections.llm.cluster.plugins.module_utils._engines import (
     AnswerError,
     EngineError,
     Fetch,
+    Found,
+    Inspection,
     Look,
     ModelSpec,
     Settings,
+    _files,
     call_engine,
     error_text,
+    status_of,
+)
+from ansible_collections.llm.cluster.plugins.module_utils._engines._ollama_store import (
+    OllamaStore,
+    Reference,
+    parse_reference,
+    read_manifest,
 )
 
-DEFAULT_HOST = "registry.ollama.ai"
-DEFAULT_NAMESPACE = "library"
-# Under this namespace a version waits while another one is pulled over its name.
-KEPT = "llm-cluster-kept"
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 # While Ollama hashes what it pulled it says nothing; a large model on a slow disk takes its time.
 QUIET_STEPS = 1800.0
 PULL_TRIES = 3
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A model's whole name."""
-
-    host: str
-    namespace: str
-    model: str
-    tag: str
-
-    @property
-    def shown(self) -> str:
-        """The name as Ollama shows it: without what is the default."""
-        if self.host != DEFAULT_HOST:
-            return f"{self.host}/{self.namespace}/{self.model}:{self.tag}"
-        if self.namespace != DEFAULT_NAMESPACE:
-            return f"{self.namespace}/{self.model}:{self.tag}"
-        return f"{self.model}:{self.tag}"
-
-    @property
-    def kept(self) -> str:
-        """The name under which its version waits meanwhile."""
-        known = hashlib.sha256(self.shown.encode()).hexdigest()[:12]
-        return f"{KEPT}/{self.model}:{known}"
-
-    def manifest_url(self, insecure: bool) -> str:
-        """Where the registry has its manifest."""
-        scheme = "http" if insecure else "https"
-        return f"{scheme}://{self.host}/v2/{self.namespace}/{self.model}/manifests/{self.tag}"
-
-
-def parse_reference(text: str) -> Reference:
-    """Read ``[host[:port]/][namespace/]model[:tag]`` as Ollama does."""
-    rest = text.split("://", 1)[-1]
-    tag = "latest"
-    if rest.rfind(":") > rest.rfind("/"):
-        rest, _colon, tag = rest.rpartition(":")
-    rest, _slash, model = rest.rpartition("/")
-    host, _slash, namespace = rest.rpartition("/")
-    if not model or not tag:
-        raise EngineError(f"{text!r} is not a model's name. Write MODEL:TAG or HOST:PORT/NAMESPACE/MODEL:TAG.")
-    return Reference(host or DEFAULT_HOST, namespace or DEFAULT_NAMESPACE, model, tag)
-
-
-def read_manifest(raw: bytes) -> tuple[str, dict[str, int]]:
-    """Return a manifest's digest, and the sizes of its parts by digest."""
-    try:
-        manifest = json.loads(raw.decode("utf-8"))
-        parts = [*manifest["layers"], manifest.get("config") or {}]
-        sizes = {part["digest"]: int(part["size"]) for part in parts if part.get("digest")}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EngineError(f"The registry's answer is not a manifest ({error!r}). Check source.registry.") from error
-    return "sha256:" + hashlib.sha256(raw).hexdigest(), sizes
+# An answer without any work comes at once; a server that hangs must not hold up who only looks.
+PATIENCE = 3.0
 
 
 def with_prefix(digest: str) -> str:
@@ -106,6 +57,17 @@ def stays(expires: str, now: datetime.datetime) -> bool:
     """Whether a model's expiry means for ever: Ollama shows that as a date centuries away, or none."""
     year = expires[:4]
     return not year.isdigit() or int(year) <= 1 or int(year) > now.year + 50
+
+
+def entry_of(running: list[dict[str, Any]], name: str, digest: str) -> dict[str, Any]:
+    """Return what /api/ps says about a model: its version in memory, else another one under its name.
+
+    Names of one version share what is in memory, and only the one that loaded it is shown.
+    """
+    for entry in running:
+        if digest and with_prefix(entry.get("digest") or "") == digest:
+            return entry
+    return next((entry for entry in running if entry.get("name") == name), {})
 
 
 def duration(keep_alive: str) -> int | str:
@@ -175,6 +137,7 @@ class Ollama:
         self.host = f"[{address}]" if ":" in address else address
         self.port = port
         self.base = f"http://{self.host}:{port}"
+        self.store = OllamaStore(settings.models_dir, settings.partial_dir)
         self._pulled: set[str] = set()
 
     # Talking to the server
@@ -220,6 +183,50 @@ class Ollama:
         """Return name and digest of the models in memory."""
         return {entry["name"]: with_prefix(entry.get("digest") or "") for entry in self._listed("/api/ps")}
 
+    def inspect(self, specs: list[ModelSpec], verify: bool) -> Inspection:
+        """Return what the store holds, by its files, and what the server says is in memory, if it answers."""
+        store = self.store.names()
+        remember = verify and not self.settings.read_only
+        versions = {manifest.digest: manifest for manifest in store.values()}
+        damage = {digest: self.store.damage(manifest, verify, remember) for digest, manifest in versions.items()}
+        held = {digest: versions[digest].size for digest, problems in damage.items() if not problems}
+        running = self._running_if_up()
+        wanted = {parse_reference(spec.name): spec for spec in specs if spec.state != "absent"}
+        models = []
+        for name in [*wanted, *(name for name in store if name not in wanted and not name.is_kept)]:
+            spec, manifest = wanted.get(name), store.get(name)
+            digest, target = manifest.digest if manifest else "", spec.digest if spec else ""
+            entry = entry_of(running, name.shown, digest)
+            models.append(
+                Found(
+                    name=spec.name if spec else name.shown,
+                    digest=digest,
+                    wanted=target,
+                    status=status_of(digest, target, digest in held),
+                    have=self._have(target) if target and target not in held else 0,
+                    size=manifest.size if manifest else None,
+                    held=bool(target) and target in held,
+                    extra=spec is None,
+                    loaded=with_prefix(entry.get("digest") or ""),
+                    context=entry.get("context_length"),
+                    expires=str(entry.get("expires_at") or ""),
+                    note="; ".join(f"blob {blob} {problem}" for blob, problem in damage.get(digest, {}).items()),
+                )
+            )
+        return Inspection(models, held)
+
+    def _running_if_up(self) -> list[dict[str, Any]]:
+        """Return what is in memory; nothing while the server is down or hangs."""
+        try:
+            return list((call_engine(self.base, "GET", "/api/ps", timeout=PATIENCE) or {}).get("models") or [])
+        except (OSError, ValueError, AttributeError, http.client.HTTPException, AnswerError):
+            return []
+
+    def _have(self, digest: str) -> int:
+        """Return how many bytes of a version that isn't whole are there."""
+        manifest = self.store.manifest(digest)
+        return self.store.have(manifest) if manifest else 0
+
     def look(self, spec: ModelSpec) -> Look:
         """Compare a wanted model with what is there, and ask the registry when it has to be pulled."""
         target = parse_reference(spec.name)
@@ -258,7 +265,8 @@ class Ollama:
             with contextlib.closing(
                 _fetch.open_url(url, self.settings.http, headers={"Accept": MANIFEST_TYPE})
             ) as response:
-                return read_manifest(response.read())
+                manifest = read_manifest(response.read())
+                return manifest.digest, manifest.sizes
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):
                 return "", {}
@@ -267,7 +275,7 @@ class Ollama:
             raise _fetch.explain(url, error, "source.registry") from error
 
     def _has_blob(self, digest: str) -> bool:
-        return os.path.exists(os.path.join(self.settings.models_dir, "blobs", digest.replace(":", "-", 1)))
+        return _files.size_of(self.store.blob(digest)) is not None
 
     # Changing it
 
