@@ -19,6 +19,7 @@ def module_models(peers: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "address": peer["address"],
             "port": peer["port"],
             "digest": model.get("digest") or None,
+            "size": model.get("size"),
             "source": {kind: model["source"][kind] for kind in SOURCES if (model.get("source") or {}).get(kind)},
             "insecure": bool(model.get("insecure")),
             "unit": model["unit"],

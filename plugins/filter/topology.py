@@ -19,10 +19,10 @@ HostVars = Mapping[str, Mapping[str, Any]]
 
 @lru_cache(maxsize=1)
 def cluster_defaults() -> dict[str, Any]:
-    """Return the defaults of role cluster: the one place where they are written."""
+    """Return the defaults of role cluster, the one place where they are written, without those that are computed."""
     path = Path(__file__).parents[2] / "roles" / "cluster" / "defaults" / "main.yml"
-    defaults: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return defaults
+    defaults = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return {name: value for name, value in defaults.items() if "{{" not in str(value)}
 
 
 def host_address(host_vars: Mapping[str, Any]) -> str:
@@ -40,14 +40,17 @@ def endpoint_url(balancers: list[str], hostvars: HostVars, tls: bool, port: int)
     return _topology.url_of(address, port, tls) if address else ""
 
 
-def node_peers(node: str, host_vars: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the peers of one node."""
-    return _topology.node_peers(node, host_vars, cluster_defaults())
+def node_peers(node: str, host_vars: Mapping[str, Any], lock: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Return the peers of one node, with the models that are to be there."""
+    return _topology.node_peers(node, host_vars, cluster_defaults(), lock)
 
 
-def cluster_peers(nodes: list[str], hostvars: HostVars) -> list[dict[str, Any]]:
-    """Return the peers of all nodes, in the inventory's order."""
-    return [peer for node in nodes for peer in node_peers(node, hostvars[node])]
+def cluster_peers(nodes: list[str], hostvars: HostVars, lock: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Return the peers of all nodes, in the inventory's order, with the models that may be there."""
+    defaults = cluster_defaults()
+    return [
+        peer for node in nodes for peer in _topology.node_peers(node, hostvars[node], defaults, lock, doubtful=True)
+    ]
 
 
 def inventory_problems(hostvars: HostVars, roles: Mapping[str, list[str]], cluster: Mapping[str, Any]) -> list[str]:

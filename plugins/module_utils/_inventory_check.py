@@ -22,9 +22,14 @@ from ansible_collections.llm.cluster.plugins.module_utils._topology import (
     ENGINES,
     KEY_LIMITS,
     address_of,
+    facts_unread,
+    fits,
     is_ip_address,
+    locked,
+    node_labels,
     node_peers,
     normal_digest,
+    normal_model,
     placed_on,
     settings,
     table_peers,
@@ -39,7 +44,7 @@ SYSTEMS = {"Debian": 12, "Ubuntu": 24}
 SMALL_NODE = {"cores": 8, "memory_gb": 16, "disk_gb": 100, "link_mbit": 100}
 
 # A misspelt digest would leave a model unpinned without a word.
-MODEL_KEYS = {"name", "source", "digest", "preload", "context", "slots", "port", "nodes", "insecure"}
+MODEL_KEYS = {"name", "source", "digest", "preload", "context", "slots", "port", "nodes", "labels", "insecure"}
 
 # A misspelt limit would leave a key without it.
 KEY_FIELDS = ("name", "key", "sha256", *KEY_LIMITS)
@@ -74,6 +79,7 @@ def problems(
         found += address_problems(hosts, roles)
         found += default_model_problems(hosts, roles["nodes"], cluster)
         found += placement_problems(hosts, roles["nodes"], cluster)
+        found += version_problems(hosts, roles["nodes"], cluster)
         found += route_problems(hosts, roles["nodes"], cluster)
     return list(dict.fromkeys(found))
 
@@ -127,16 +133,34 @@ def node_problems(node: str, host_vars: Mapping[str, Any], cluster: Mapping[str,
     models = values["llm_models"]
     if not isinstance(models, list) or not all(isinstance(model, Mapping) and model.get("name") for model in models):
         return [*found, f"{node}: llm_models must be a list of entries that each have a name."]
-    mine = [model for model in models if placed_on(model, node, host_vars.get("group_names") or [])]
+    found += [
+        f"Model {model['name']}: labels{problem}."
+        for model in models
+        for problem in _routes.condition_problems(model.get("labels"))
+    ]
+    if found:
+        return found
+    mine = models_of(node, host_vars, values)
     if not mine:
         found.append(f"{node}: no model is placed on it; add one to llm_models, or take the host out of llm_nodes.")
     for model in mine:
-        found += model_problems(node, model, engine)
+        found += model_problems(node, model, engine, cluster.get("llm_lock") or {})
     names = [str(model["name"]) for model in mine]
     found += [f"{node}: llm_models names {name} twice." for name in sorted({n for n in names if names.count(n) > 1})]
     if not found and engine == "llama_cpp":
         found += port_problems(node, host_vars, cluster)
     return found
+
+
+def models_of(node: str, host_vars: Mapping[str, Any], values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the entries of ``llm_models`` for a node, with those that may be for it if its facts could not be read."""
+    labels, unknown = node_labels(host_vars, values)
+    return [
+        model
+        for model in values["llm_models"]
+        if placed_on(model, node, host_vars.get("group_names") or [])
+        and fits(model, labels, unknown if facts_unread(host_vars) else ())
+    ]
 
 
 def label_problems(node: str, labels: Any) -> list[str]:
@@ -172,7 +196,7 @@ def boolean_problems(host: str, variable: str, value: Any) -> list[str]:
     return [f"{host}: {variable} is {value!r}; it must be true or false."]
 
 
-def model_problems(node: str, model: Mapping[str, Any], engine: str) -> list[str]:
+def model_problems(node: str, model: Mapping[str, Any], engine: str, lock: Mapping[str, Any]) -> list[str]:
     """Check that a model entry says where the model comes from, in a way that the node's engine can use."""
     name, source, digest = model["name"], model.get("source") or {}, normal_digest(model.get("digest"))
     where = f"{node}: model {name}"
@@ -187,8 +211,11 @@ def model_problems(node: str, model: Mapping[str, Any], engine: str) -> list[str
         found.append(f"{where}: source takes exactly one of url, file or registry, not {', '.join(sorted(source))}.")
     elif engine == "llama_cpp" and not ("url" in source or "file" in source):
         found.append(f"{where}: llama_cpp needs source.url or source.file (a GGUF file).")
-    elif engine == "llama_cpp" and "url" in source and not digest:
-        found.append(f"{where}: a model from a URL needs its digest (sha256:…), so that nothing else can be served.")
+    elif engine == "llama_cpp" and "url" in source and not (digest or locked(lock, str(name), engine)):
+        found.append(
+            f"{where}: a model from a URL needs its digest, so that nothing else can be served: lock it with "
+            "playbooks/lock.yml, or write it here (sha256:…)."
+        )
     elif engine == "ollama" and ("url" in source or "file" in source):
         found.append(f"{where}: ollama takes models from a registry; use source.registry, or llm_engine: llama_cpp.")
     for key, highest in (("slots", 1024), ("port", 65535), ("context", 16_777_216)):
@@ -200,7 +227,7 @@ def model_problems(node: str, model: Mapping[str, Any], engine: str) -> list[str
 def port_problems(node: str, host_vars: Mapping[str, Any], cluster: Mapping[str, Any]) -> list[str]:
     """Check that the models of a llama.cpp node do not share a port or a unit."""
     found = []
-    peers = node_peers(node, host_vars, cluster)
+    peers = node_peers(node, host_vars, cluster, doubtful=True)
     for attribute, what in (("port", "port"), ("unit", "unit name")):
         taken: dict[Any, str] = {}
         for peer in peers:
@@ -233,7 +260,10 @@ def default_model_problems(
     """The model that requests without one are given must be served somewhere."""
     wanted = cluster.get("llm_default_model")
     served = {
-        model["name"] for node in nodes for peer in node_peers(node, hosts[node], cluster) for model in peer["models"]
+        model["name"]
+        for node in nodes
+        for peer in node_peers(node, hosts[node], cluster, doubtful=True)
+        for model in peer["models"]
     }
     if not wanted or wanted in served:
         return []
@@ -245,6 +275,9 @@ def placement_problems(
 ) -> list[str]:
     """A name under a model's ``nodes`` that is neither a node nor a group of one is a typing error."""
     known = set(nodes) | {group for node in nodes for group in hosts[node].get("group_names") or []}
+    labels = {
+        label for node in nodes for part in node_labels(hosts[node], settings(hosts[node], cluster)) for label in part
+    }
     found = []
     for node in nodes:
         for model in settings(hosts[node], cluster)["llm_models"]:
@@ -253,6 +286,43 @@ def placement_problems(
                     found.append(
                         f"Model {model['name']}: nodes names {name}, which is neither a node nor a group of nodes."
                     )
+            found += [
+                f"Model {model['name']}: labels asks for {name}, which no node has; there are "
+                f"{', '.join(sorted(labels))}."
+                for name in model.get("labels") or {}
+                if name not in labels
+            ]
+    return found
+
+
+def version_problems(hosts: Mapping[str, Mapping[str, Any]], nodes: list[str], cluster: Mapping[str, Any]) -> list[str]:
+    """One model is one version on all nodes of an engine: anything else gives different answers to one question."""
+    lock = cluster.get("llm_lock") or {}
+    seen: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
+    found = []
+    for node in nodes:
+        values = settings(hosts[node], cluster)
+        engine = values["llm_engine"]
+        for given in models_of(node, hosts[node], values):
+            model = normal_model(given, engine, 1, lock)
+            pinned = locked(lock, model["name"], engine).get("digest")
+            if pinned and model["digest"] != pinned:
+                found.append(
+                    f"Model {model['name']}: llm_models wants {model['digest']}, the lock file says {pinned} "
+                    f"({engine}). Run playbooks/lock.yml to lock what llm_models wants, or take the digest out there."
+                )
+            other, first = seen.setdefault((model["name"], engine), (node, model))
+            if first["digest"] != model["digest"]:
+                what = f"{first['digest'] or 'any version'} on {other} and {model['digest'] or 'any version'} on {node}"
+                found.append(
+                    f"Model {model['name']} would be {what}, and so give different answers to one question: give all "
+                    "nodes one digest, or the models different names."
+                )
+            elif not model["digest"] and first["source"] != model["source"]:
+                found.append(
+                    f"Model {model['name']} comes from different sources on {other} and {node}, and so may give "
+                    "different answers to one question: give all nodes one source, or its digest."
+                )
     return found
 
 
@@ -260,7 +330,7 @@ def cluster_peers(
     hosts: Mapping[str, Mapping[str, Any]], nodes: list[str], cluster: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Return the peers as the routing table will have them, with the labels that could not be read."""
-    peers = [peer for node in nodes for peer in node_peers(node, hosts[node], cluster)]
+    peers = [peer for node in nodes for peer in node_peers(node, hosts[node], cluster, doubtful=True)]
     unread = unread_labels(peers)
     return [{**peer, "unknown_labels": unread.get(peer["node"])} for peer in table_peers(peers)]
 
@@ -328,7 +398,34 @@ def warnings(hosts: Mapping[str, Mapping[str, Any]], nodes: list[str], cluster: 
         ]
         if small:
             found.append(f"{node} is small for serving models: {', '.join(small)}.")
+    found += label_warnings(hosts, nodes, cluster)
     return found + rule_warnings(cluster, cluster_peers(hosts, nodes, cluster))
+
+
+def label_warnings(hosts: Mapping[str, Mapping[str, Any]], nodes: list[str], cluster: Mapping[str, Any]) -> list[str]:
+    """Return what comes of placing models by labels: those that are nowhere, and labels that could not be read."""
+    found = []
+    placed = {node: models_of(node, hosts[node], settings(hosts[node], cluster)) for node in nodes}
+    for node in nodes:
+        values = settings(hosts[node], cluster)
+        unknown = node_labels(hosts[node], values)[1]
+        for model in values["llm_models"]:
+            asked = model.get("labels") or {}
+            missing = sorted(set(asked) & set(unknown))
+            words = " and ".join(f"{label} {_routes.as_words(wanted)}" for label, wanted in asked.items())
+            if asked and not any(model in models for models in placed.values()):
+                found.append(f"Model {model['name']} is on no node: none has {words}.")
+            if missing and model in placed[node]:
+                found.append(
+                    f"{node}: {', '.join(missing)} could not be read, so nobody knows whether model {model['name']} "
+                    f"({words}) belongs there. Requests for it go there if the node has it."
+                )
+            elif missing and placed_on(model, node, hosts[node].get("group_names") or []):
+                found.append(
+                    f"{node}: {', '.join(missing)} could not be read, so model {model['name']} ({words}) isn't brought "
+                    "there. Set llm_node_labels for it."
+                )
+    return list(dict.fromkeys(found))
 
 
 def rule_warnings(cluster: Mapping[str, Any], peers: list[dict[str, Any]]) -> list[str]:

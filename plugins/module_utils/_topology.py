@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ansible_collections.llm.cluster.plugins.module_utils import _routes
+
 ENGINES = ("ollama", "llama_cpp")
 
 # The variables that describe one node; each may be set for all hosts, a group or a host.
@@ -88,6 +90,17 @@ def placed_on(model: Mapping[str, Any], node: str, group_names: Iterable[str]) -
     return not wanted or node in wanted or any(group in wanted for group in group_names)
 
 
+def fits(model: Mapping[str, Any], labels: Mapping[str, Any], unknown: Iterable[str] = ()) -> bool:
+    """Whether a node's labels are what the model's ``labels`` ask for, as in routes; unknown ones count as right."""
+    return _routes.meets(model.get("labels"), {"labels": labels, "unknown_labels": unknown})
+
+
+def locked(lock: Mapping[str, Any], name: str, engine: str) -> Mapping[str, Any]:
+    """Return what is locked for a model on an engine, nothing if it isn't."""
+    entry: Mapping[str, Any] = (lock.get(name) or {}).get(engine) or {}
+    return entry
+
+
 def truth(value: Any) -> bool:
     """Return a boolean that may have come as text, from an INI inventory or the command line."""
     return value if isinstance(value, bool) else str(value).lower() in ("true", "yes", "1")
@@ -101,15 +114,20 @@ def normal_digest(digest: str | None) -> str | None:
     return text if text.startswith("sha256:") else "sha256:" + text
 
 
-def normal_model(model: Mapping[str, Any], engine: str, slots: int) -> dict[str, Any]:
-    """Return one entry of ``llm_models`` with every key present."""
+def normal_model(
+    model: Mapping[str, Any], engine: str, slots: int, lock: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return one entry of ``llm_models`` with every key present. Without a digest of its own it has the locked one."""
     source = dict(model.get("source") or {})
     if engine == "ollama" and not source:
         source["registry"] = model["name"]
+    entry = locked(lock or {}, str(model["name"]), engine)
+    digest = normal_digest(model.get("digest") or entry.get("digest"))
     return {
         "name": str(model["name"]),
         "source": source,
-        "digest": normal_digest(model.get("digest")),
+        "digest": digest,
+        "size": entry.get("size") if digest == entry.get("digest") else None,
         "preload": truth(model.get("preload", True)),
         "context": int(model.get("context") or 4096),
         "slots": int(model.get("slots") or slots),
@@ -134,18 +152,34 @@ def node_labels(host_vars: Mapping[str, Any], values: Mapping[str, Any]) -> tupl
     return known, [name for name in FACT_LABELS if name not in labels]
 
 
-def node_peers(node: str, host_vars: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
+def facts_unread(host_vars: Mapping[str, Any]) -> bool:
+    """Whether nothing is known of the node's size: it was not reached."""
+    return "llm_node_facts" not in (host_vars.get("ansible_facts") or {})
+
+
+def node_peers(
+    node: str,
+    host_vars: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    lock: Mapping[str, Any] | None = None,
+    doubtful: bool = False,
+) -> list[dict[str, Any]]:
     """Return the peers of one node.
 
     An Ollama node is one peer with all its models. llama.cpp serves one model per process, so such a node is one
     peer per model, on consecutive ports from ``llm_node_port`` in the order of ``llm_models`` unless a model names its
-    own ``port``.
+    own ``port``. Names and ports do not depend on labels, so that they are the same while those can't be read.
+
+    :param doubtful: whether a model that is placed by labels belongs on a node whose facts could not be read at all.
+        For the routing table it does, because it may well be there; nothing is ever brought to a node on a guess.
     """
     values = settings(host_vars, defaults)
     engine, port, slots = values["llm_engine"], int(values["llm_node_port"]), int(values["llm_node_slots"])
-    wanted = [model for model in values["llm_models"] if placed_on(model, node, host_vars.get("group_names") or [])]
-    models = [normal_model(model, engine, slots) for model in wanted]
     labels, unknown_labels = node_labels(host_vars, values)
+    named = [model for model in values["llm_models"] if placed_on(model, node, host_vars.get("group_names") or [])]
+    unknown = unknown_labels if doubtful and facts_unread(host_vars) else []
+    wanted = [(position, model) for position, model in enumerate(named) if fits(model, labels, unknown)]
+    models = [normal_model(model, engine, slots, lock) for _position, model in wanted]
 
     def peer(name: str, at: int, held: list[dict[str, Any]], capacity: int) -> dict[str, Any]:
         return {
@@ -166,12 +200,12 @@ def node_peers(node: str, host_vars: Mapping[str, Any], defaults: Mapping[str, A
         return [peer(node, port, models, slots)] if models else []
     return [
         peer(
-            node if len(models) == 1 else node + "/" + model["unit"],
-            int(wanted[position].get("port") or port + position),
+            node if len(named) == 1 else node + "/" + model["unit"],
+            int(given.get("port") or port + position),
             [model],
             model["slots"],
         )
-        for position, model in enumerate(models)
+        for (position, given), model in zip(wanted, models)
     ]
 
 

@@ -28,7 +28,7 @@ def peers(engine: str, *wanted: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_each_model_with_its_address_and_port() -> None:
     first, second = models.module_models(peers("llama_cpp", FILE, URL))
-    common = {"address": "192.0.2.1", "insecure": False}
+    common = {"address": "192.0.2.1", "insecure": False, "size": None}
     expected = {"name": "Gemma3:270m", "port": 8000, "digest": None, "source": FILE["source"], "unit": "gemma3-270m"}
     assert first == {**common, **expected}
     expected = {"name": "b", "port": 8001, "digest": "sha256:ab", "source": URL["source"], "unit": "b"}

@@ -259,3 +259,86 @@ def test_rules_that_can_have_no_effect_are_warned_of(cluster: dict[str, Any], wa
 )
 def test_rules_that_may_have_an_effect_are_not(cluster: dict[str, Any]) -> None:
     assert rule_warnings(cluster) == []
+
+
+A, B = ("sha256:" + letter * 64 for letter in "ab")
+LOCKED = {"m:1b": {"ollama": {"digest": A, "size": 1, "source": {}}, "llama_cpp": {"digest": B}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, []),
+        ({"n1": {"llm_models": [{"name": "m:1b", "digest": A}]}}, []),
+        (
+            {"n1": {"llm_models": [{"name": "m:1b", "digest": B}]}},
+            [f"llm_models wants {B}, the lock file says {A} (ollama). Run playbooks/lock.yml", "different answers"],
+        ),
+        # On another engine it is another digest, and what is locked is enough for a URL.
+        ({"n1": gguf(source={"url": "http://x/y"})}, []),
+        # Pinned, it is the same from anywhere.
+        ({"n1": {"llm_models": [{"name": "m:1b", "source": {"registry": "mirror:5000/m:1b"}}]}}, []),
+    ],
+)
+def test_what_is_wanted_agrees_with_the_lock(changes: dict[str, Any], words: list[str]) -> None:
+    found = problems(changes, {"llm_lock": LOCKED}, ROLES)
+    assert len(found) == len(words)
+    for problem, part in zip(found, words, strict=True):
+        assert part in problem
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "words"),
+    [
+        ({"digest": A}, {"digest": B}, f"Model m:1b would be {A} on n1 and {B} on n2"),
+        ({"digest": A}, {}, f"would be {A} on n1 and any version on n2"),
+        ({"source": {"registry": "x"}}, {"source": {"registry": "y"}}, "different sources on n1 and n2"),
+        ({"source": {"registry": "x"}, "digest": A}, {"source": {"registry": "y"}, "digest": A}, ""),
+    ],
+)
+def test_one_model_is_one_version(one: dict[str, Any], other: dict[str, Any], words: str) -> None:
+    changes = {"n1": {"llm_models": [{"name": "m:1b", **one}]}, "n2": {"llm_models": [{"name": "m:1b", **other}]}}
+    found = problems(changes, {}, ROLES)
+    assert len(found) == bool(words)
+    assert words in "".join(found)
+
+
+READ = {**FACTS, "llm_node_facts": {"memory_gb": 64, "cpus": 8, "architecture": "x86_64", "gpus": 0}}
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ({"memory_gb": ">32"}, ""),
+        ({"rakc": "b"}, "labels asks for rakc, which no node has; there are architecture"),
+        ({"memory_gb": ">many"}, "labels.memory_gb: must be a value, a comparison"),
+        (["memory_gb"], "labels: must be an object"),
+    ],
+)
+def test_labels_that_place_a_model_are_right(labels: Any, words: str) -> None:
+    wanted = {"llm_models": [{"name": "m:1b"}, {"name": "large", "labels": labels}], "ansible_facts": READ}
+    found = problems({"n1": wanted, "n2": wanted}, {}, ROLES)
+    assert len(found) == bool(words)
+    assert words in "".join(found)
+
+
+@pytest.mark.parametrize(
+    ("facts", "labels", "words"),
+    [
+        (READ, {"memory_gb": ">32"}, []),
+        (READ, {"memory_gb": ">100"}, ["Model large is on no node: none has memory_gb >100."]),
+        (
+            READ,
+            {"gpu_memory_gb": ">24"},
+            ["large is on no node", "n1: gpu_memory_gb could not be read, so model large (gpu_memory_gb >24) isn't"],
+        ),
+        (FACTS, {"memory_gb": ">32"}, ["nobody knows whether model large (memory_gb >32) belongs there"]),
+    ],
+)
+def test_warnings_of_placement_by_label(facts: dict[str, Any], labels: dict[str, Any], words: list[str]) -> None:
+    wanted = [{"name": "m:1b"}, {"name": "large", "labels": labels}]
+    hosts = {"n1": {**HOSTS["n1"], "ansible_facts": facts, "llm_models": wanted}}
+    found = check.label_warnings(hosts, ["n1"], cluster_defaults())
+    assert len(found) == len(words)
+    for warning, part in zip(found, words, strict=True):
+        assert part in warning

@@ -140,6 +140,54 @@ def test_labels_come_from_the_node_and_the_inventory(
     assert topology.unread_labels([peer]) == ({"n1": unknown} if unknown else {})
 
 
+LOCK = {"a:1b": {"ollama": {"digest": "sha256:aa", "size": 7, "source": {}}, "llama_cpp": {"digest": "sha256:bb"}}}
+
+
+@pytest.mark.parametrize(
+    ("engine", "explicit", "expected"),
+    [
+        ("ollama", None, ("sha256:aa", 7)),
+        ("llama_cpp", None, ("sha256:bb", None)),
+        ("ollama", "AA", ("sha256:aa", 7)),
+        ("ollama", "CC", ("sha256:cc", None)),
+    ],
+)
+def test_a_model_has_its_own_digest_or_else_the_locked_one(engine: str, explicit: str | None, expected: Any) -> None:
+    wanted = [{"name": "a:1b", "digest": explicit}]
+    (peer,) = topology.node_peers("n1", host(llm_engine=engine, llm_models=wanted), DEFAULTS, LOCK)
+    (model,) = peer["models"]
+    assert (model["digest"], model["size"]) == expected
+
+
+BY_LABEL = [
+    {"name": "a", "labels": {"gpu_memory_gb": ">24"}},
+    {"name": "b"},
+    {"name": "c", "labels": {"rack": ["b", "c"]}},
+]
+
+
+@pytest.mark.parametrize(
+    ("variables", "certain", "possible"),
+    [
+        ({**facts(**ALL_FACTS), "llm_node_labels": {"rack": "b"}}, ["b", "c"], ["b", "c"]),
+        (facts(**{**ALL_FACTS, "gpu_memory_gb": 48}), ["a", "b"], ["a", "b"]),
+        (facts(memory_gb=63), ["b"], ["b"]),  # reached, but the GPU could not be read
+        ({"group_names": []}, ["b"], ["a", "b"]),  # not reached
+    ],
+)
+def test_placement_by_label(variables: dict[str, Any], certain: list[str], possible: list[str]) -> None:
+    values = host(**{**variables, "llm_models": BY_LABEL})
+    for doubtful, expected in ((False, certain), (True, possible)):
+        (peer,) = topology.node_peers("n1", values, DEFAULTS, doubtful=doubtful)
+        assert [model["name"] for model in peer["models"]] == expected
+
+
+def test_names_and_ports_do_not_depend_on_labels() -> None:
+    values = host(llm_engine="llama_cpp", llm_models=BY_LABEL, llm_node_labels={"rack": "b"})
+    peers = topology.node_peers("n1", values, DEFAULTS)
+    assert [(peer["name"], peer["port"]) for peer in peers] == [("n1/b", 8001), ("n1/c", 8002)]
+
+
 def test_keys_are_kept_as_their_sha256_only() -> None:
     entries = topology.key_entries([{"name": "z", "key": "secret"}, {"name": "a", "sha256": "AB" * 32}])
     assert entries == [
