@@ -80,22 +80,17 @@ ansible_facts:
 import os
 import platform
 import re
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.llm.cluster.plugins.module_utils._stats import UnreadableError
+from ansible_collections.llm.cluster.plugins.module_utils._stats._gpus import MIB, amd_gpus, ask_nvidia, number
 
-NVIDIA_QUERY = ("--query-gpu=memory.total", "--format=csv,noheader,nounits")
 # A driver that hangs must not hang the play.
 NVIDIA_SECONDS = 15
 MIB_PER_GIB = 1024
-LEAST_AMD_MIB = 2048
-
-
-class UnreadableError(Exception):
-    """Something is there that could not be read."""
 
 
 def memory_gb(meminfo: str) -> int | None:
@@ -104,33 +99,10 @@ def memory_gb(meminfo: str) -> int | None:
     return round(int(found.group(1)) / MIB_PER_GIB / MIB_PER_GIB) if found else None
 
 
-def nvidia_sizes(command: str) -> list[float | None]:
-    """Return the memory of each NVIDIA GPU in MiB; None for one that has none of its own to tell of."""
-    try:
-        done = subprocess.run(
-            [command, *NVIDIA_QUERY],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=NVIDIA_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise UnreadableError(f"nvidia-smi: {error}") from error
-    if "No devices were found" in done.stdout:
-        return []
-    if done.returncode != 0:
-        raise UnreadableError(f"nvidia-smi: {' '.join(done.stdout.split())}")
-    return [
-        float(line) if re.fullmatch(r"\d+(\.\d+)?", line) else None for line in map(str.strip, done.stdout.splitlines())
-    ]
-
-
-def amd_sizes(drm: Path) -> list[float | None]:
-    """Return the memory of each AMD GPU in MiB, from the folder /sys/class/drm."""
-    files = sorted(drm.glob("card[0-9]*/device/mem_info_vram_total"))
-    sizes = [int(file.read_text(encoding="ascii")) / MIB_PER_GIB / MIB_PER_GIB for file in files]
-    return [size for size in sizes if size >= LEAST_AMD_MIB]
+def gpu_sizes(nvidia_smi: str | None, drm: Path) -> list[float | None]:
+    """Return the memory of each GPU in MiB; None for one that has none of its own to tell of."""
+    rows = ask_nvidia(nvidia_smi, ("memory.total",), NVIDIA_SECONDS) if nvidia_smi else []
+    return [number(row[0]) for row in rows] or [(gpu.memory_total or 0) / MIB for gpu in amd_gpus(drm)]
 
 
 def gpu_facts(sizes: Iterable[float | None]) -> dict[str, int]:
@@ -151,8 +123,7 @@ def node_facts(nvidia_smi: str | None, root: Path = Path("/")) -> dict[str, Any]
     }
     facts = {name: value for name, value in facts.items() if value is not None}
     try:
-        sizes = nvidia_sizes(nvidia_smi) if nvidia_smi else []
-        return {**facts, **gpu_facts(sizes or amd_sizes(root / "sys/class/drm"))}
+        return {**facts, **gpu_facts(gpu_sizes(nvidia_smi, root / "sys/class/drm"))}
     except (UnreadableError, OSError, ValueError) as error:
         raise UnreadableError(str(error), facts) from error
 
