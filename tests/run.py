@@ -85,6 +85,8 @@ SUITES = [
     Suite("unit", [pytest("pytest tests/unit", *SIDE_BY_SIDE, "tests/unit")]),
     Suite("lua", [Command("busted", ["busted", "tests/lua"])]),
     Suite("balancer", [pytest("pytest tests/balancer", *SIDE_BY_SIDE, "tests/balancer")]),
+    # In network namespaces whose links are capped; needs root.
+    Suite("distribution", [pytest("pytest tests/distribution", "-rP", "tests/distribution")]),
     # In its short form; with CHAOS=full (make chaos) whole.
     Suite("chaos", [pytest("pytest tests/chaos", "tests/chaos")]),
     Suite("package", [pytest("pytest tests/package", "tests/package")]),
