@@ -8,7 +8,7 @@ be installed, upgraded and supervised like the real program. Names, shapes, stat
 source of Ollama 0.33 and were compared with a server built from it. What it leaves out answers 501.
 
     ollama serve        honours OLLAMA_HOST, OLLAMA_MODELS, OLLAMA_NUM_PARALLEL, OLLAMA_KEEP_ALIVE,
-                        OLLAMA_CONTEXT_LENGTH, OLLAMA_NOPRUNE, OLLAMA_NO_CLOUD
+                        OLLAMA_CONTEXT_LENGTH, OLLAMA_MAX_LOADED_MODELS, OLLAMA_NOPRUNE, OLLAMA_NO_CLOUD
     ollama --version
 
 Only of the simulation: SIMULATED_OLLAMA_TOKEN_SECONDS (time per token, default 0.002) and
@@ -41,6 +41,10 @@ VERSION = "0.33.3"  # replaced when a release archive is built
 FOREVER = (1 << 63) - 1  # Go's longest duration, in nanoseconds
 MAX_TRIES = 6
 PRUNE_GRACE_SECONDS = 3600
+MAX_LOADED_MODELS = 3  # on a machine without a GPU
+WEIGHTS = "application/vnd.ollama.image.model"
+# Blobs that are read to list a model: without one of them it is not shown.
+READ_TO_LIST = ("application/vnd.ollama.image.template", "application/vnd.ollama.image.prompt")
 
 Json = dict
 
@@ -160,6 +164,7 @@ class Model(NamedTuple):
     manifest: Json
     config: Json
     modified: int  # nanoseconds
+    problem: str  # why its config cannot be read: "missing", or the text of the error
 
     @property
     def size(self) -> int:
@@ -180,10 +185,19 @@ class Model(NamedTuple):
     def capabilities(self) -> list[str]:
         return self.config.get("capabilities") or ["completion"]
 
+    @property
+    def weights(self) -> str:
+        """What a loaded model is known by: the digest of its weights, whatever names and templates they have."""
+        return next((layer["digest"] for layer in layers_of(self.manifest) if is_weights(layer)), self.digest)
+
 
 def layers_of(manifest: Json) -> list[Json]:
     config = manifest.get("config") or {}
     return [*(manifest.get("layers") or []), *([config] if config.get("digest") else [])]
+
+
+def is_weights(layer: Json) -> bool:
+    return layer.get("mediaType") == WEIGHTS
 
 
 class Store:
@@ -217,17 +231,48 @@ class Store:
         except (OSError, ValueError):
             return None
         config: Json = {}
-        with contextlib.suppress(OSError, ValueError):
-            config = json.loads(self.blob(manifest["config"]["digest"]).read_bytes())
-        return Model(name, hashlib.sha256(content).hexdigest(), manifest, config, path.stat().st_mtime_ns)
+        problem = ""
+        try:
+            digest = (manifest.get("config") or {}).get("digest")
+            config = json.loads(self.blob(digest).read_bytes()) if digest else {}
+        except OSError:
+            problem = "missing"
+        except ValueError as error:
+            problem = f"invalid character: {error}"
+        if self.lacks(manifest, *READ_TO_LIST):
+            problem = "missing"
+        return Model(name, hashlib.sha256(content).hexdigest(), manifest, config, path.stat().st_mtime_ns, problem)
+
+    def manifest_files(self) -> list[Path]:
+        return [path for path in self.manifests.glob("*/*/*/*") if path.is_file()]
+
+    def all(self) -> list[Model]:
+        """The model of every manifest that can be read."""
+        names = [Name(*path.relative_to(self.manifests).parts) for path in self.manifest_files()]
+        found = [self.get(name) for name in names if name.is_valid()]
+        return [model for model in found if model]
 
     def models(self) -> list[Model]:
-        found = []
-        for path in self.manifests.glob("*/*/*/*"):
-            model = self.get(Name(*path.relative_to(self.manifests).parts)) if path.is_file() else None
-            if model:
-                found.append(model)
+        """The models that are shown: those whose small blobs can be read. Nobody looks at the weights."""
+        found = [model for model in self.all() if not model.problem]
         return sorted(found, key=lambda model: (-(model.modified // 1_000_000_000), model.name.short()))
+
+    def lacks(self, manifest: Json, *kinds: str) -> bool:
+        layers = [layer for layer in layers_of(manifest) if layer.get("mediaType") in kinds]
+        return not all(os.access(self.blob(layer["digest"]), os.R_OK) for layer in layers)
+
+    def weights_problem(self, model: Model) -> str:
+        """What is wrong with the weights at first sight: "missing", or an error's text. Nobody hashes their bytes."""
+        for layer in filter(is_weights, layers_of(model.manifest)):
+            try:
+                size = self.blob(layer["digest"]).stat().st_size
+            except OSError:
+                return "missing"
+            if size == 0:
+                return "EOF"
+            if size < layer["size"]:
+                return f'tensor "token_embd.weight" offset+size ({layer["size"]}) exceeds file size ({size})'
+        return ""
 
     def write(self, name: Name, content: bytes) -> None:
         path = self.manifests / name.path()
@@ -237,13 +282,17 @@ class Store:
     def delete(self, model: Model) -> None:
         path = self.manifests / model.name.path()
         path.unlink()
-        for parent in list(path.parents)[:3]:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
+        self.delete_empty_folders()
         self.delete_unused([layer["digest"] for layer in layers_of(model.manifest)])
 
+    def delete_empty_folders(self) -> None:
+        """Every empty folder below manifests goes, not just those of the model."""
+        for folder in sorted(self.manifests.rglob("*"), reverse=True):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
     def used(self) -> set[str]:
-        return {layer["digest"] for model in self.models() for layer in layers_of(model.manifest)}
+        return {layer["digest"] for model in self.all() for layer in layers_of(model.manifest)}
 
     def delete_unused(self, digests: list[str]) -> None:
         for digest in set(digests) - self.used():
@@ -251,11 +300,18 @@ class Store:
                 self.blob(digest).unlink()
 
     def prune(self) -> None:
-        """At start, without OLLAMA_NOPRUNE: unused blobs and foreign files go when they are older than an hour."""
+        """At start, without OLLAMA_NOPRUNE: unused blobs and foreign files go when they are older than an hour.
+
+        One file among the manifests that is none, and nothing goes.
+        """
+        if len(self.all()) != len(self.manifest_files()):
+            print("corrupt manifests detected, skipping prune operation", file=sys.stderr)
+            return
         used = {digest.replace(":", "-") for digest in self.used()}
         for path in self.blobs.iterdir():
             if path.is_file() and path.name not in used and time.time() - path.stat().st_mtime > PRUNE_GRACE_SECONDS:
                 path.unlink()
+        self.delete_empty_folders()
 
 
 # --- pulling --------------------------------------------------------------------------------------------------------
@@ -381,15 +437,23 @@ def pull(store: Store, name: Name, insecure: bool) -> Iterator[Json]:
 
 
 class Runner:
-    """A loaded model: as many requests at once as OLLAMA_NUM_PARALLEL, the rest wait without limit."""
+    """Loaded weights: as many requests at once as OLLAMA_NUM_PARALLEL, the rest wait without limit.
+
+    /api/ps shows the name and the digest that they were loaded by, whatever else is asked of them later.
+    """
 
     def __init__(self, model: Model, context: int) -> None:
         self.model = model
         self.context = context
         self.slots = threading.Semaphore(int(environment("OLLAMA_NUM_PARALLEL", "1")))
+        self.requests = 0  # those that wait as well
         self.busy = 0
         self.keep = 0
         self.expires = 0
+
+    def urgency(self) -> tuple[bool, int, str]:
+        """What goes first when another model needs the room sorts first."""
+        return self.requests > 0, self.keep, self.model.weights
 
     def touch(self, keep: int) -> None:
         self.keep = keep
@@ -402,24 +466,44 @@ class Scheduler:
         self.runners: dict[str, Runner] = {}
 
     def load(self, model: Model, keep_alive: int | None, context: int) -> Runner:
-        with self.lock:
-            runner = self.runners.get(model.name.short())
-            if runner is None or runner.model.digest != model.digest or runner.context != context:
-                time.sleep(float(environment("SIMULATED_OLLAMA_LOAD_SECONDS", "0.05")))
-                runner = self.runners[model.name.short()] = Runner(model, context)
-            runner.touch(default_keep_alive() if keep_alive is None else keep_alive)
-            return runner
+        while True:
+            with self.lock:
+                self._drop_expired()
+                runner = self.runners.get(model.weights)
+                if runner and runner.context == context:
+                    runner.touch(runner.keep if keep_alive is None else keep_alive)
+                    return runner
+                if not runner and len(self.runners) < self.limit():
+                    time.sleep(float(environment("SIMULATED_OLLAMA_LOAD_SECONDS", "0.05")))
+                    runner = self.runners[model.weights] = Runner(model, context)
+                    runner.touch(default_keep_alive() if keep_alive is None else keep_alive)
+                    return runner
+                # It has another context, or one has to make room: an idle one first, whichever that is.
+                (runner or min(self.runners.values(), key=Runner.urgency)).touch(0)
+            time.sleep(0.005)
+
+    @staticmethod
+    def limit() -> int:
+        return int(environment("OLLAMA_MAX_LOADED_MODELS", "0")) or MAX_LOADED_MODELS
+
+    def has(self, model: Model) -> bool:
+        return any(runner.model.weights == model.weights for runner in self.loaded())
 
     def unload(self, model: Model) -> None:
+        """Drop the weights out of memory, by whatever name; not before their requests are done."""
         with self.lock:
-            self.runners.pop(model.name.short(), None)
+            if model.weights in self.runners:
+                self.runners[model.weights].touch(0)
 
     def loaded(self) -> list[Runner]:
         with self.lock:
-            for key, runner in list(self.runners.items()):
-                if runner.expires < time.time_ns() and not runner.busy:
-                    del self.runners[key]
+            self._drop_expired()
             return sorted(self.runners.values(), key=lambda runner: -runner.expires)
+
+    def _drop_expired(self) -> None:
+        for key, runner in list(self.runners.items()):
+            if runner.expires <= time.time_ns() and not runner.requests:
+                del self.runners[key]
 
 
 def answer_tokens(model: str, prompt: str) -> list[str]:
@@ -438,29 +522,34 @@ def embedding(text: str, dimensions: int = 16) -> list[float]:
 class Completion:
     """One request under way: iterating gives (token, None), and at the end ("", metrics)."""
 
-    def __init__(self, runner: Runner, prompt: str, limit: int) -> None:
+    def __init__(self, runner: Runner, model: Model, prompt: str, limit: int) -> None:
         self.runner = runner
+        self.model = model
         self.prompt = prompt
         self.limit = limit
         self.started = time.time_ns()
 
     def __iter__(self) -> Iterator[tuple[str, Json | None]]:
         runner = self.runner
-        tokens = answer_tokens(runner.model.name.short(), self.prompt)
+        tokens = answer_tokens(self.model.name.short(), self.prompt)
         reason = "stop"
         if 0 < self.limit < len(tokens):
             tokens, reason = tokens[: self.limit], "length"
         pause = float(environment("SIMULATED_OLLAMA_TOKEN_SECONDS", "0.002"))
-        with runner.slots:
-            runner.busy += 1
-            began = time.time_ns()
-            try:
-                for token in tokens:
-                    time.sleep(pause)
-                    yield token, None
-            finally:
-                runner.busy -= 1
-                runner.touch(runner.keep)
+        runner.requests += 1
+        try:
+            with runner.slots:
+                runner.busy += 1
+                began = time.time_ns()
+                try:
+                    for token in tokens:
+                        time.sleep(pause)
+                        yield token, None
+                finally:
+                    runner.busy -= 1
+        finally:
+            runner.requests -= 1
+            runner.touch(runner.keep)
         now = time.time_ns()
         yield (
             "",
@@ -497,6 +586,15 @@ def parse_name(text: Any, missing: ApiError) -> Name:
 
 def not_found(text: str) -> ApiError:
     return ApiError(404, f"model '{text}' not found")
+
+
+@contextlib.contextmanager
+def not_permitted() -> Iterator[None]:
+    """Files of the store that belong to somebody else."""
+    try:
+        yield
+    except PermissionError as error:
+        raise ApiError(500, f"open {error.filename}: permission denied") from error
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -611,9 +709,16 @@ class Handler(BaseHTTPRequestHandler):
     def _model(self, text: Any, missing: ApiError, quoted: bool = False) -> Model:
         name = self.server.store.existing(parse_name(text, missing))
         model = self.server.store.get(name)
+        gone = ApiError(404, f'model "{text}" not found, try pulling it first') if quoted else not_found(str(text))
         if model is None:
-            raise ApiError(404, f'model "{text}" not found, try pulling it first') if quoted else not_found(str(text))
+            raise gone
+        if model.problem:
+            raise self._unreadable(model.problem, gone)
         return model
+
+    @staticmethod
+    def _unreadable(problem: str, missing: ApiError) -> ApiError:
+        return missing if problem == "missing" else ApiError(500, problem)
 
     def _keep_alive(self, request: Json) -> int | None:
         if request.get("keep_alive") is None:
@@ -623,7 +728,14 @@ class Handler(BaseHTTPRequestHandler):
         except ValueError as error:
             raise ApiError(400, str(error)) from error
 
-    def _runner(self, model: Model, request: Json) -> Runner:
+    def _runner(self, model: Model, request: Json, to: str = "") -> Runner:
+        text = request["model"]
+        if to and "completion" not in self.server.capabilities(model):
+            raise ApiError(400, f'"{text}" does not support {to}')
+        if not self.server.scheduler.has(model):
+            problem = self.server.store.weights_problem(model)
+            if problem:
+                raise self._unreadable(problem, ApiError(404, f'model "{text}" not found, try pulling it first'))
         options = request.get("options") or {}
         context = int(options.get("num_ctx") or environment("OLLAMA_CONTEXT_LENGTH", "4096"))
         return self.server.scheduler.load(model, self._keep_alive(request), context)
@@ -706,6 +818,9 @@ class Handler(BaseHTTPRequestHandler):
         model = self.server.store.get(name)
         if model is None:
             raise not_found(name.short())
+        problem = model.problem or self.server.store.weights_problem(model)
+        if problem:
+            raise self._unreadable(problem, not_found(name.short()))
         self._json(self._show(model))
 
     def _show(self, model: Model) -> Json:
@@ -730,7 +845,9 @@ class Handler(BaseHTTPRequestHandler):
         source = self.server.store.manifests / names[0].path()
         if not source.exists():
             raise ApiError(404, f'model "{request["source"]}" not found')
-        self.server.store.write(names[1], source.read_bytes())
+        if source != self.server.store.manifests / names[1].path():
+            with not_permitted():
+                self.server.store.write(names[1], source.read_bytes())
         self._send(200, b"", "")
 
     def delete(self) -> None:
@@ -738,8 +855,12 @@ class Handler(BaseHTTPRequestHandler):
         text = request.get("model") or request.get("name")
         if text and not Name.parse(str(text)).is_valid():
             raise ApiError(400, f'name "{text}" is invalid')
-        model = self._model(text, ApiError(400, "model is required"))
-        self.server.store.delete(model)
+        name = self.server.store.existing(parse_name(text, ApiError(400, "model is required")))
+        model = self.server.store.get(name)
+        if model is None:
+            raise not_found(str(text))
+        with not_permitted():
+            self.server.store.delete(model)
         self._send(200, b"", "")
 
     # -- inference
@@ -754,11 +875,11 @@ class Handler(BaseHTTPRequestHandler):
             self.server.scheduler.unload(model)
             self._json({**base, "done_reason": "unload"})
             return
-        runner = self._runner(model, request)
+        runner = self._runner(model, request, to="generate")
         if not prompt:
             self._json({**base, "done_reason": "load"})
             return
-        self._complete(request, runner, prompt, lambda token: {"response": token})
+        self._complete(request, runner, model, prompt, lambda token: {"response": token})
 
     def chat(self) -> None:
         request = self._body()
@@ -775,16 +896,17 @@ class Handler(BaseHTTPRequestHandler):
             self.server.scheduler.unload(model)
             self._json({**base, "done_reason": "unload"})
             return
-        runner = self._runner(model, request)
+        runner = self._runner(model, request, to="chat")
         if not messages:
             self._json({**base, "done_reason": "load"})
             return
         prompt = json.dumps(messages, sort_keys=True)
-        self._complete(request, runner, prompt, lambda token: {"message": {"role": "assistant", "content": token}})
+        shape = {"role": "assistant"}
+        self._complete(request, runner, model, prompt, lambda token: {"message": {**shape, "content": token}})
 
-    def _complete(self, request: Json, runner: Runner, prompt: str, shape: Any) -> None:
+    def _complete(self, request: Json, runner: Runner, model: Model, prompt: str, shape: Any) -> None:
         limit = int((request.get("options") or {}).get("num_predict") or -1)
-        completion = Completion(runner, prompt, limit)
+        completion = Completion(runner, model, prompt, limit)
 
         def parts() -> Iterator[Json]:
             for token, metrics in completion:
@@ -862,9 +984,9 @@ class Handler(BaseHTTPRequestHandler):
         self._openai(request, self._model(text, not_found(text)), str(request.get("prompt") or ""), chat=False)
 
     def _openai(self, request: Json, model: Model, prompt: str, chat: bool) -> None:
-        runner = self._runner(model, {})
+        runner = self._runner(model, {"model": request["model"]}, to="chat" if chat else "generate")
         limit = int(request.get("max_tokens") or -1)
-        completion = Completion(runner, prompt, limit)
+        completion = Completion(runner, model, prompt, limit)
         started = time.time_ns()
         head: Json = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{started % 999}",
@@ -896,7 +1018,7 @@ class Handler(BaseHTTPRequestHandler):
         if inputs is None:
             raise ApiError(400, "invalid input")
         inputs = [inputs] if isinstance(inputs, str) else inputs
-        self._runner(self._model(text, not_found(text), quoted=True), {})
+        self._runner(self._model(text, not_found(text), quoted=True), {"model": text})
         vectors: list[Any] = [embedding(item, int(request.get("dimensions") or 0)) for item in inputs]
         if str(request.get("encoding_format") or "").lower() == "base64":
             vectors = [base64.b64encode(struct.pack(f"<{len(v)}f", *v)).decode() for v in vectors]
@@ -965,8 +1087,17 @@ class Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], store: Store) -> None:
         self.store = store
         self.scheduler = Scheduler()
+        self.known: dict[str, tuple[str, list[str]]] = {}
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, Handler)
+
+    def capabilities(self, model: Model) -> list[str]:
+        """What a model can do is read off its weights once for a name and digest, even if they were not there then."""
+        name = model.name.short()
+        if name not in self.known or self.known[name][0] != model.digest:
+            broken = self.store.weights_problem(model) in ("missing", "EOF")
+            self.known[name] = (model.digest, [] if broken else model.capabilities)
+        return self.known[name][1]
 
 
 def serve() -> int:

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 
 import pytest
 from simulated import ollama
-from simulated.registry import Registry
+from simulated.registry import Registry, digest_of
 
 
 @pytest.fixture
@@ -270,6 +272,175 @@ def test_v1_stream_ends_with_done_and_gives_usage_when_asked(server: ollama.Serv
     assert chunks[-2]["choices"][0] == {"index": 0, "delta": {}, "finish_reason": "stop"}
     assert chunks[-1]["choices"] == []
     assert chunks[-1]["usage"]["completion_tokens"] == len(chunks) - 2
+
+
+def put(store: ollama.Store, name: str, weights: bytes, template: str = "") -> str:
+    """Write a version into the store by hand, blobs first and manifest last; returns its digest."""
+
+    def blob(content: bytes, kind: str) -> dict[str, Any]:
+        digest = digest_of(content)
+        store.blob(digest).write_bytes(content)
+        return {"mediaType": kind, "digest": digest, "size": len(content)}
+
+    layers = [blob(weights, ollama.WEIGHTS)]
+    layers += [blob(template.encode(), ollama.READ_TO_LIST[0])] if template else []
+    config = blob(b'{"model_format": "gguf"}', "application/vnd.docker.container.image.v1+json")
+    manifest = json.dumps({"schemaVersion": 2, "config": config, "layers": layers}).encode()
+    store.write(ollama.Name.parse(name), manifest)
+    return hashlib.sha256(manifest).hexdigest()
+
+
+def load(server: ollama.Server, model: str, keep_alive: int = -1) -> tuple[int, Any]:
+    status, _, answer = ask(server, "POST", "/api/generate", {"model": model, "keep_alive": keep_alive})
+    return status, answer.get("error") or answer["done_reason"]
+
+
+def running(server: ollama.Server) -> list[tuple[str, str]]:
+    return [(item["name"], item["digest"]) for item in ask(server, "GET", "/api/ps")[2]["models"]]
+
+
+def shown(server: ollama.Server) -> dict[str, str]:
+    return {item["name"]: item["digest"] for item in ask(server, "GET", "/api/tags")[2]["models"]}
+
+
+def test_a_manifest_written_by_hand_is_a_model_at_once(server: ollama.Server, store: ollama.Store) -> None:
+    old, new = put(store, "kept/m:old", b"old"), put(store, "kept/m:new", b"new")
+    assert shown(server) == {"kept/m:old": old, "kept/m:new": new}
+    for name, digest in (("kept/m:old", old), ("kept/m:new", new)):
+        assert ask(server, "POST", "/api/copy", {"source": name, "destination": "m"})[0] == 200
+        assert shown(server)["m:latest"] == digest
+    assert ask(server, "DELETE", "/api/delete", {"model": "m"})[0] == 200
+    assert shown(server) == {"kept/m:old": old, "kept/m:new": new}
+    assert len(list(store.blobs.iterdir())) == 3
+
+
+def test_another_version_is_loaded_beside_the_old_one(server: ollama.Server, store: ollama.Store) -> None:
+    old, new = put(store, "kept/m:old", b"old"), put(store, "kept/m:new", b"new")
+    ask(server, "POST", "/api/copy", {"source": "kept/m:old", "destination": "m"})
+    load(server, "m")
+    ask(server, "POST", "/api/copy", {"source": "kept/m:new", "destination": "m"})
+    assert running(server) == [("m:latest", old)]
+    ask(server, "POST", "/api/generate", {"model": "m", "prompt": "hi"})
+    assert sorted(running(server)) == sorted([("m:latest", old), ("m:latest", new)])
+    assert load(server, "kept/m:old", 0) == (200, "unload")
+    assert running(server) == [("m:latest", new)]
+
+
+def test_the_same_weights_stay_known_as_what_they_were_loaded_as(server: ollama.Server, store: ollama.Store) -> None:
+    old = put(store, "m", b"weights", "one {{ .Prompt }}")
+    load(server, "m")
+    new = put(store, "m", b"weights", "two {{ .Prompt }}")
+    put(store, "alias", b"weights", "two {{ .Prompt }}")
+    assert load(server, "m") == load(server, "alias") == (200, "load")
+    assert running(server) == [("m:latest", old)]
+    load(server, "alias", 0)
+    assert running(server) == []
+    load(server, "m")
+    assert running(server) == [("m:latest", new)]
+
+
+def test_a_deleted_model_stays_loaded(server: ollama.Server, store: ollama.Store) -> None:
+    digest = put(store, "m", b"weights")
+    load(server, "m")
+    ask(server, "DELETE", "/api/delete", {"model": "m"})
+    assert running(server) == [("m:latest", digest)]
+    assert load(server, "m", 0) == (404, "model 'm' not found")
+    put(store, "kept/m", b"weights")
+    load(server, "kept/m", 0)
+    assert running(server) == []
+
+
+def test_unloading_waits_for_requests(
+    server: ollama.Server, store: ollama.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIMULATED_OLLAMA_TOKEN_SECONDS", "0.05")
+    put(store, "m", b"weights")
+    load(server, "m")
+    runner = server.scheduler.loaded()[0]
+    client = threading.Thread(target=ask, args=(server, "POST", "/api/generate", {"model": "m", "prompt": "hi"}))
+    client.start()
+    while not runner.busy:
+        pass
+    assert load(server, "m", 0) == (200, "unload")
+    item = ask(server, "GET", "/api/ps")[2]["models"][0]
+    assert item["expires_at"] < "2300"
+    client.join()
+    assert running(server) == []
+
+
+def test_at_the_limit_one_is_dropped(
+    server: ollama.Server, store: ollama.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_MAX_LOADED_MODELS", "1")
+    put(store, "one", b"one")
+    two = put(store, "two", b"two")
+    load(server, "one")
+    load(server, "two")
+    assert running(server) == [("two:latest", two)]
+
+
+@pytest.mark.parametrize(
+    ("weights", "loads", "shows"),
+    [
+        (None, (400, '"m" does not support generate'), 404),
+        (b"", (400, '"m" does not support generate'), 500),
+        (b"half", (500, 'tensor "token_embd.weight" offset+size (7) exceeds file size (4)'), 500),
+        (b"flipped", (200, "load"), 200),
+    ],
+)
+def test_damaged_weights_are_listed_and_never_verified(
+    server: ollama.Server, store: ollama.Store, weights: bytes | None, loads: tuple[int, str], shows: int
+) -> None:
+    put(store, "m", b"weights")
+    blob = store.blob(digest_of(b"weights"))
+    blob.unlink() if weights is None else blob.write_bytes(weights)
+    assert list(shown(server)) == ["m:latest"]
+    assert load(server, "m") == loads
+    assert ask(server, "POST", "/api/show", {"model": "m"})[0] == shows
+
+
+def test_weights_that_were_missing_once_stay_useless_under_that_name(
+    server: ollama.Server, store: ollama.Store
+) -> None:
+    put(store, "m", b"weights")
+    store.blob(digest_of(b"weights")).unlink()
+    load(server, "m")
+    put(store, "m", b"weights")
+    put(store, "alias", b"weights")
+    assert load(server, "m")[0] == 400
+    assert load(server, "alias")[0] == 200
+
+
+@pytest.mark.parametrize(("content", "status"), [(None, 404), (b"garbage", 500)])
+def test_without_its_config_a_model_is_not_listed(
+    server: ollama.Server, store: ollama.Store, content: bytes | None, status: int
+) -> None:
+    put(store, "m", b"weights")
+    blob = store.blob(digest_of(b'{"model_format": "gguf"}'))
+    blob.unlink() if content is None else blob.write_bytes(content)
+    assert shown(server) == {}
+    assert load(server, "m")[0] == status
+    assert ask(server, "DELETE", "/api/delete", {"model": "m"})[0] == 200
+
+
+def test_pruning_goes_by_age_and_stops_at_a_corrupt_manifest(store: ollama.Store) -> None:
+    put(store, "kept/m", b"weights")
+    for name in ("sha256-" + "a" * 64, "foreign.part", "sha256-" + "b" * 64):
+        (store.blobs / name).write_text("unused")
+    for path in store.blobs.iterdir():
+        if not path.name.startswith("sha256-b"):
+            os.utime(path, (1, 1))
+    (store.manifests / "registry.ollama.ai" / "empty").mkdir()
+    dotted = store.manifests / "registry.ollama.ai" / "kept" / "m" / ".new"
+    dotted.write_text("{}")
+    store.prune()
+    assert len(list(store.blobs.iterdir())) == 5
+    assert [model.name.short() for model in store.models()] == ["kept/m:latest"]
+    dotted.unlink()
+    store.prune()
+    kept = {store.blob(digest_of(content)).name for content in (b"weights", b'{"model_format": "gguf"}')}
+    assert {path.name for path in store.blobs.iterdir()} == kept | {"sha256-" + "b" * 64}
+    assert not (store.manifests / "registry.ollama.ai" / "empty").exists()
 
 
 def test_copy_and_delete_keep_shared_blobs(server: ollama.Server, registry: Registry, store: ollama.Store) -> None:
