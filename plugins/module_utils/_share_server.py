@@ -338,7 +338,7 @@ def main() -> None:
     parser.add_argument("--partial-dir", required=True)
     parser.add_argument("--allowed", required=True, help="addresses, separated by commas")
     parser.add_argument("--max-rate", type=int, default=0, help="bytes per second over all connections")
-    parser.add_argument("--token-file", default=os.path.join(os.environ.get("CREDENTIALS_DIRECTORY", "."), "token"))
+    parser.add_argument("--token-file", required=True)
     options = parser.parse_args()
     with open(options.token_file, "rb") as stream:
         token = stream.read().strip()
