@@ -167,7 +167,9 @@ def open_url(
             f"The CA file {options.ca_file} cannot be read: {error}. Correct ca_file (llm_ca_file)."
         ) from error
     opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler(proxies_for(clean, options)), urllib.request.HTTPSHandler(context=context)
+        urllib.request.ProxyHandler(proxies_for(clean, options)),
+        urllib.request.HTTPSHandler(context=context),
+        *handlers,
     )
     request = urllib.request.Request(clean, method=method, headers={"Accept-Encoding": "identity", **(headers or {})})
     if token:
