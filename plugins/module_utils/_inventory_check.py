@@ -149,7 +149,7 @@ def node_problems(node: str, host_vars: Mapping[str, Any], cluster: Mapping[str,
     found += [f"{node}: llm_models names {name} twice." for name in sorted({n for n in names if names.count(n) > 1})]
     if not found and engine == "llama_cpp":
         found += port_problems(node, host_vars, cluster)
-    return found
+    return found or share_port_problems(node, host_vars, cluster)
 
 
 def models_of(node: str, host_vars: Mapping[str, Any], values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -238,6 +238,19 @@ def port_problems(node: str, host_vars: Mapping[str, Any], cluster: Mapping[str,
                 cure = "give one another port" if attribute == "port" else "rename one"
                 found.append(f"{node}: models {other} and {model['name']} would share the {what} {value}; {cure}.")
     return found
+
+
+def share_port_problems(node: str, host_vars: Mapping[str, Any], cluster: Mapping[str, Any]) -> list[str]:
+    """Check the port at which nodes give each other model files: no engine of the node may have it."""
+    share = host_vars.get("llm_share_port", cluster.get("llm_share_port"))
+    found = number_problems(node, "llm_share_port", share, (1, 65535))
+    if found:
+        return found
+    return [
+        f"{node}: {peer['name']} listens on port {peer['port']}, which is llm_share_port too; choose another one for either."
+        for peer in node_peers(node, host_vars, cluster)
+        if peer["port"] == int(share)
+    ]
 
 
 def address_problems(hosts: Mapping[str, Mapping[str, Any]], roles: Mapping[str, list[str]]) -> list[str]:
