@@ -23,7 +23,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Callable
+from typing import Any, BinaryIO, Callable, Sequence
 
 BLOCK = 1024 * 1024
 RECEIVE = 256 * 1024
@@ -154,7 +154,13 @@ def proxies_for(url: str, options: HttpOptions) -> dict[str, str]:
 
 
 def open_url(
-    url: str, options: HttpOptions, method: str = "GET", headers: dict[str, str] | None = None, token: str = ""
+    url: str,
+    options: HttpOptions,
+    method: str = "GET",
+    headers: dict[str, str] | None = None,
+    token: str = "",
+    *,
+    handlers: Sequence[urllib.request.BaseHandler] = (),
 ) -> Any:
     """Open a URL and return the response; HTTP errors raise urllib's HTTPError."""
     clean, authorization = split_credentials(url)
