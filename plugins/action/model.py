@@ -120,6 +120,8 @@ class ActionModule(ActionBase):
                 self._send(args, item, files[digest], task_vars)
             if answer.get("failed") or not (missing or wrap_async):
                 return merge_hash(result, answer)
+            if wrap_async:
+                args = {**args, "transfer": {"step": "alone"}}
             return merge_hash(result, account(self._module(args, task_vars, wrap_async), missing))
         return merge_hash(result, self._module(args, task_vars, wrap_async))
 
@@ -192,6 +194,7 @@ class ActionModule(ActionBase):
                 transfer = {
                     "step": "append",
                     "digest": item["digest"],
+                    "size": size,
                     "offset": have,
                     "chunk": remote,
                     "sha256": digest,

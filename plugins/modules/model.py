@@ -36,7 +36,7 @@ options:
       state:
         description: This model's state, if it isn't O(state).
         type: str
-        choices: [present, absent, loaded]
+        choices: [present, fetched, absent, loaded]
       address:
         description: The engine's address, if it isn't O(address).
         type: str
@@ -50,6 +50,14 @@ options:
             controller for O(models[].source.file). For Ollama the digest that C(/api/tags) shows; without one, any
             version that is there will do.
         type: str
+      peers:
+        description:
+          - Other nodes that have the version or are fetching it, as URLs of their shares such as
+            V(http://192.0.2.12:8090), best first. They are asked before the source. See M(llm.cluster.model_share).
+          - They are asked by digest, so that a model without one comes from its source.
+        type: list
+        elements: str
+        default: []
       source:
         description: Where the model comes from.
         type: dict
@@ -75,18 +83,23 @@ options:
         description: The instance of C(llama-cpp@.service) that serves the model. Default is made from the name.
         type: str
       size:
-        description: Size of O(models[].source.file) in bytes. The action plugin fills it in.
+        description:
+          - Size of the wanted version in bytes, such as the lock has it. Where it isn't given, the source is asked.
+          - The action plugin fills in that of O(models[].source.file).
         type: int
   state:
     description:
       - V(present) has the wanted version on the node and under its name. For llama.cpp the instances in
         RV(restart_units) serve it from their next start on.
+        A version that was served before stays on the node for the way back.
+      - V(fetched) has the wanted version on the node, verified, and goes on serving what is served. V(present) needs
+        nothing but a switch then.
       - V(loaded) also has it in memory. Ollama loads it; a llama.cpp instance has to be healthy and to complete a
         one-token prompt within O(timeout).
       - V(absent) removes the name, and the files that no other model needs.
     type: str
     default: present
-    choices: [present, absent, loaded]
+    choices: [present, fetched, absent, loaded]
   address:
     description: The engine's address.
     type: str
@@ -104,21 +117,30 @@ options:
     type: float
     default: 300
   network_timeout:
-    description: Longest silence while something is fetched, in seconds.
+    description: Longest silence while something is fetched, in seconds. After it the next source is asked.
     type: float
     default: 60
+  token_file:
+    description: The file on the node with the token for O(models[].peers).
+    type: path
+  max_rate:
+    description: Bytes per second at which models are fetched at most. V(0) is without a bound.
+    type: int
+    default: 0
   lock_timeout:
     description: Longest wait for another run to leave the store, in seconds.
     type: float
     default: 600
   models_dir:
     description:
-      - Where the models are. Default is C(/var/lib/llama-cpp/models), or C(/var/lib/ollama/models) for Ollama, where
-        it is only looked at for free disk.
+      - Where the models are. Default is C(/var/lib/llama-cpp/models), or C(/var/lib/ollama/models) for Ollama, whose
+        OLLAMA_MODELS it has to be.
     type: path
   partial_dir:
     description:
-      - Where a file grows until it is whole, on the filesystem of O(models_dir). For llama.cpp only.
+      - Where a file grows until it is whole, on the filesystem of O(models_dir). For Ollama also where notes about its
+        store are, in which nothing but Ollama's own files is put.
+      - While something is fetched, C(progress.json) in it says of which model how many bytes are there.
       - Default is C(partial) beside O(models_dir).
     type: path
   check_memory:
@@ -142,10 +164,11 @@ options:
     type: dict
     suboptions:
       step:
-        description: V(ask) which files the node lacks, V(append) a chunk to one.
+        description:
+          - V(ask) which files the node lacks, V(append) a chunk to one, or work V(alone), when none can be sent.
         type: str
         required: true
-        choices: [ask, append]
+        choices: [ask, append, alone]
       digest:
         description: Digest of the whole file.
         type: str
@@ -158,6 +181,9 @@ options:
       sha256:
         description: Digest of the chunk.
         type: str
+      size:
+        description: Size of the whole file.
+        type: int
 attributes:
   check_mode:
     description: Looks at everything, asks the sources too, and says what would change.
@@ -255,6 +281,13 @@ models:
     size:
       description: Size of what had to be fetched, where the source states it.
       type: int
+    held:
+      description:
+        - Digests of the model's versions that are on the node, whole, beside the served one, the wanted one first, then
+          former ones, newest first. With one of them as RV(models.digest_before) after a switch, the way back needs no
+          download.
+      type: list
+      elements: str
     note:
       description: Something worth knowing, such as that the file in the store was damaged.
       type: str
@@ -276,10 +309,11 @@ absent_units:
   elements: str
 """
 
+import signal
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.llm.cluster.plugins.module_utils._engines import Settings
+from ansible_collections.llm.cluster.plugins.module_utils._engines import EngineError, Settings
 from ansible_collections.llm.cluster.plugins.module_utils._engines._reconcile import (
     PROBLEMS,
     ReconcileError,
@@ -290,7 +324,7 @@ from ansible_collections.llm.cluster.plugins.module_utils._engines.llama_cpp imp
 from ansible_collections.llm.cluster.plugins.module_utils._fetch import HttpOptions
 
 MODELS_DIR = {"llama_cpp": "/var/lib/llama-cpp/models", "ollama": "/var/lib/ollama/models"}
-STATES = ["present", "absent", "loaded"]
+STATES = ["present", "fetched", "absent", "loaded"]
 
 SOURCE = {"url": {"type": "str"}, "file": {"type": "path"}, "registry": {"type": "str"}}
 MODEL = {
@@ -300,16 +334,18 @@ MODEL = {
     "port": {"type": "int"},
     "digest": {"type": "str"},
     "source": {"type": "dict", "options": SOURCE, "mutually_exclusive": [("url", "file", "registry")]},
+    "peers": {"type": "list", "elements": "str", "default": []},
     "insecure": {"type": "bool", "default": False},
     "unit": {"type": "str"},
     "size": {"type": "int"},
 }
 TRANSFER = {
-    "step": {"type": "str", "required": True, "choices": ["ask", "append"]},
+    "step": {"type": "str", "required": True, "choices": ["ask", "append", "alone"]},
     "digest": {"type": "str"},
     "offset": {"type": "int"},
     "chunk": {"type": "path"},
     "sha256": {"type": "str"},
+    "size": {"type": "int"},
 }
 OPTIONS: dict[str, Any] = {
     "engine": {"type": "str", "required": True, "choices": ["llama_cpp", "ollama"]},
@@ -320,6 +356,8 @@ OPTIONS: dict[str, Any] = {
     "keep_alive": {"type": "str", "default": "-1"},
     "timeout": {"type": "float", "default": 300},
     "network_timeout": {"type": "float", "default": 60},
+    "token_file": {"type": "path"},
+    "max_rate": {"type": "int", "default": 0},
     "lock_timeout": {"type": "float", "default": 600},
     "models_dir": {"type": "path"},
     "partial_dir": {"type": "path"},
@@ -345,6 +383,8 @@ def settings_from(params: dict[str, Any], read_only: bool) -> Settings:
         timeout=params["timeout"],
         lock_timeout=params["lock_timeout"],
         read_only=read_only,
+        token_file=params["token_file"] or "",
+        max_rate=params["max_rate"],
         http=HttpOptions(
             timeout=params["network_timeout"],
             **{key: params[key] or "" for key in ("ca_file", "http_proxy", "https_proxy", "no_proxy")},
@@ -357,17 +397,30 @@ def run(params: dict[str, Any], check_mode: bool) -> tuple[dict[str, Any], list[
     transfer = params["transfer"] or {}
     settings = settings_from(params, check_mode or transfer.get("step") == "ask")
     if transfer.get("step") == "append":
-        have = LlamaCpp(settings).receive(transfer["digest"], transfer["offset"], transfer["chunk"], transfer["sha256"])
+        have = LlamaCpp(settings).receive(
+            transfer["digest"], transfer["offset"], transfer["chunk"], transfer["sha256"], transfer["size"]
+        )
         return {"changed": True, "have": have}, []
-    report = Reconciler(specs_from(params), settings, params["check_memory"]).run(transfer.get("step") == "ask")
+    step = transfer.get("step")
+    report = Reconciler(specs_from(params), settings, params["check_memory"]).run(step == "ask", step == "alone")
     answer = report.answer()
     if report.missing and not check_mode:
         answer["missing"] = report.missing
     return answer, report.warnings
 
 
+class EndedError(EngineError):
+    """Somebody ended the run."""
+
+
+def end(_signal: int, _frame: Any) -> None:
+    """Leave in order when the run is ended: what came is kept, and nothing is left that says it goes on."""
+    raise EndedError("The run was ended by SIGTERM. What was fetched is kept; run again to go on from there.")
+
+
 def main() -> None:
     """Run as an Ansible module."""
+    signal.signal(signal.SIGTERM, end)
     module = AnsibleModule(argument_spec=OPTIONS, supports_check_mode=True)
     try:
         answer, warnings = run(module.params, module.check_mode)

@@ -23,6 +23,10 @@ class EngineError(Exception):
     """An engine or its store could not do what was asked; the message says what to do next."""
 
 
+class UploadNeededError(EngineError):
+    """No other node could give the file, so that it has to come from the controller."""
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """One wanted model."""
@@ -38,6 +42,7 @@ class ModelSpec:
     registry: str = ""
     size: int | None = None
     insecure: bool = False
+    peers: tuple[str, ...] = ()
     unit: str = ""
     keep_alive: str = "-1"
 
@@ -51,6 +56,8 @@ class Settings:
     timeout: float = 300.0
     lock_timeout: float = 600.0
     read_only: bool = False
+    token_file: str = ""
+    max_rate: int = 0
     http: HttpOptions = field(default_factory=HttpOptions)
 
 
@@ -137,7 +144,10 @@ class Engine(Protocol):
         """Bring the model's bytes to the node and verify them, without serving them yet where the engine can."""
 
     def activate(self, spec: ModelSpec, look: Look) -> str:
-        """Serve the fetched bytes under the model's name; return the digest that is served then."""
+        """Serve the fetched bytes under the model's name, keep those served before; return the digest served then."""
+
+    def kept(self, spec: ModelSpec) -> list[str]:
+        """Return the model's versions that are on the node, whole, but not served: the wanted one, then former ones."""
 
     def remove(self, spec: ModelSpec) -> None:
         """Stop offering the model and delete what only it used."""

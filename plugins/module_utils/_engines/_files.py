@@ -43,9 +43,11 @@ def write_json(path: str, value: Any) -> None:
     write_bytes(path, json.dumps(value, sort_keys=True).encode())
 
 
-def write_bytes(path: str, content: bytes, mode: int = 0o644, owner: tuple[int, int] | None = None) -> None:
-    """Replace a file at once; it is on the disk then."""
-    new = f"{path}.new"
+def write_bytes(
+    path: str, content: bytes, mode: int = 0o644, owner: tuple[int, int] | None = None, new: str = ""
+) -> None:
+    """Replace a file at once; it is on the disk then. new: where it is written first, default beside it."""
+    new = new or f"{path}.new"
     remove(new)
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
         stream.write(content)

@@ -150,8 +150,14 @@ class GgufStore:
             os.fchmod(stream.fileno(), 0o644)
             os.fsync(stream.fileno())
         os.rename(source, self.blob(digest))
+        _files.remove(source + ".size")
         _files.sync_folder(self.models_dir)
         _files.write_json(self._verified(digest), _files.identity(self.blob(digest)))
+
+    def drop_partial(self, digest: str) -> None:
+        """Delete what came of a file."""
+        for path in (self.partial(digest), self.partial(digest) + ".size"):
+            _files.remove(path)
 
     def discard(self, digest: str) -> None:
         """Delete a file and what is noted about it."""

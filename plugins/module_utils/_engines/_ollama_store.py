@@ -18,12 +18,13 @@ for, until it gets the model's name. Nothing of ours is ever in the folder of th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 from dataclasses import dataclass
-from typing import Iterator
+from typing import Collection, Iterable, Iterator
 
 from ansible_collections.llm.cluster.plugins.module_utils._engines import EngineError, _files
 from ansible_collections.llm.cluster.plugins.module_utils._fetch import sha256_file
@@ -32,6 +33,8 @@ DEFAULT_HOST = "registry.ollama.ai"
 DEFAULT_NAMESPACE = "library"
 # Under this namespace versions wait that are not served: fetched ones, and former ones for the way back.
 KEPT = "llm-cluster-kept"
+# How many former versions of a model are remembered by digest, whether they are still there or not.
+HISTORY = 20
 # A manifest is some hundred bytes; more than this is none.
 MANIFEST_AT_MOST = 4 * 1024 * 1024
 
@@ -55,12 +58,6 @@ class Reference:
         if self.namespace != DEFAULT_NAMESPACE:
             return f"{self.namespace}/{self.model}:{self.tag}"
         return f"{self.model}:{self.tag}"
-
-    @property
-    def kept(self) -> str:
-        """The name under which its version waits meanwhile."""
-        known = hashlib.sha256(self.shown.encode()).hexdigest()[:12]
-        return f"{KEPT}/{self.model}:{known}"
 
     @property
     def is_kept(self) -> bool:
@@ -101,11 +98,12 @@ def kept_reference(unit: str, digest: str) -> Reference:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One version of a model: its digest, and the sizes of its blobs by digest."""
+    """One version of a model: its digest, the sizes of its blobs by digest, and which of them is the model itself."""
 
     raw: bytes
     digest: str
     sizes: dict[str, int]
+    weights: str = ""
 
     @property
     def size(self) -> int:
@@ -124,7 +122,8 @@ def read_manifest(raw: bytes) -> Manifest:
     bad = [digest for digest in sizes if not _DIGEST.match(digest)]
     if bad or not sizes:
         raise EngineError(f"The manifest names {bad or 'no blobs'} instead of SHA-256 digests. Check source.registry.")
-    return Manifest(raw, "sha256:" + hashlib.sha256(raw).hexdigest(), sizes)
+    weights = [part["digest"] for part in parts if str(part.get("mediaType", "")).endswith(".image.model")]
+    return Manifest(raw, "sha256:" + hashlib.sha256(raw).hexdigest(), sizes, weights[0] if weights else "")
 
 
 def file_name(digest: str) -> str:
@@ -222,20 +221,135 @@ class OllamaStore:
             self._note(digest)
         return ""
 
-    def have(self, manifest: Manifest) -> int:
+    def have(self, manifest: Manifest, damage: Collection[str]) -> int:
         """Return how many bytes of a version are there, in whole blobs and in those on their way."""
-        total = 0
-        for digest, size in manifest.sizes.items():
-            whole = _files.size_of(self.blob(digest))
-            total += size if whole == size else min(_files.size_of(self.partial(digest)) or 0, size)
-        return total
+        return sum(
+            min(_files.size_of(self.partial(digest)) or 0, size) if digest in damage else size
+            for digest, size in manifest.sizes.items()
+        )
+
+    def whole(self, digest: str) -> bool:
+        """Whether all blobs of a version that has a name here are there, by their sizes."""
+        manifest = next((each for each in self.names().values() if each.digest == digest), None)
+        return manifest is not None and not self.damage(manifest, verify=False)
 
     def previous(self, unit: str) -> list[str]:
         """Return the versions that a model had before, newest first."""
         noted = _files.read_json(self._previous(unit))
         return [str(digest) for digest in noted] if isinstance(noted, list) else []
 
+    def is_named(self, digest: str) -> bool:
+        """Whether a version has any name here, so that Ollama has it."""
+        return any(manifest.digest == digest for manifest in self.names().values())
+
     # Writing
+
+    def prepare(self) -> None:
+        """Create our folders, and check that a rename can go from there into the store."""
+        if not os.path.isdir(self.models_dir):
+            raise EngineError(
+                f"There is no store of Ollama in {self.models_dir}. Install Ollama first (role llm.cluster.ollama), or "
+                "correct models_dir (ollama_models_path)."
+            )
+        for name in ("", "manifests", "verified", "previous"):
+            os.makedirs(os.path.join(self.partial_dir, name), mode=0o755, exist_ok=True)
+        for name in ("blobs", "manifests"):
+            self._make_folder(os.path.join(self.models_dir, name))
+        _files.require_one_filesystem(self.models_dir, self.partial_dir)
+
+    def _make_folder(self, path: str) -> None:
+        """Create a folder in the store as Ollama would: its owner, its mode."""
+        if os.path.isdir(path):
+            return
+        self._make_folder(os.path.dirname(path))
+        os.mkdir(path)
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            stat = os.stat(self.models_dir)
+            _files.give(handle, stat.st_mode & 0o777, (stat.st_uid, stat.st_gid))
+        finally:
+            os.close(handle)
+
+    def _ownership(self) -> tuple[int, tuple[int, int]]:
+        """Return mode and owner of a file in the store: readable for those who may enter it."""
+        stat = os.stat(self.models_dir)
+        return (stat.st_mode & 0o044) | 0o600, (stat.st_uid, stat.st_gid)
+
+    def lock(self, timeout: float) -> contextlib.AbstractContextManager[None]:
+        """Keep other runs out of the store."""
+        return _files.store_lock(self.models_dir, self.partial_dir, timeout)
+
+    def share(self, manifest: Manifest) -> None:
+        """Put a manifest where other nodes find it by its digest."""
+        path = self.shared_manifest(manifest.digest)
+        if self._read(path) != manifest:
+            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+            _files.write_bytes(path, manifest.raw)
+
+    def share_all(self) -> None:
+        """Put the manifests of all versions where other nodes find them, also of those that Ollama pulled itself."""
+        for manifest in self.names().values():
+            self.share(manifest)
+
+    def adopt(self, digest: str) -> None:
+        """Move a whole and verified partial file into the store."""
+        source = self.partial(digest)
+        with open(source, "rb") as stream:
+            _files.give(stream.fileno(), *self._ownership())
+            os.fsync(stream.fileno())
+        os.rename(source, self.blob(digest))
+        _files.sync_folder(os.path.dirname(self.blob(digest)))
+        self._note(digest)
+
+    def discard(self, digest: str) -> None:
+        """Delete a blob and what is noted about it."""
+        _files.remove(self._verified(digest))
+        _files.remove(self.blob(digest))
+
+    def drop_partial(self, digest: str) -> None:
+        """Delete what came of a file."""
+        for path in (self.partial(digest), self.partial(digest) + ".size"):
+            _files.remove(path)
+
+    def keep(self, unit: str, manifest: Manifest) -> None:
+        """Have a version wait under a name of our own; its blobs are there."""
+        path = self._path(kept_reference(unit, manifest.digest))
+        if self._read(path) == manifest:
+            return
+        self._make_folder(os.path.dirname(path))
+        mode, owner = self._ownership()
+        # Written elsewhere first: in the store's folder Ollama would take it for another name.
+        _files.write_bytes(path, manifest.raw, mode, owner, new=os.path.join(self.partial_dir, "manifest.new"))
+
+    def replaced(self, unit: str, old: str, new: str) -> None:
+        """Note that a model's version gave way to another one."""
+        history = [digest for digest in dict.fromkeys([old, *self.previous(unit)]) if digest not in ("", new)]
+        _files.write_json(self._previous(unit), history[:HISTORY])
+
+    def forget(self, unit: str) -> None:
+        """Delete what is noted about a model's former versions."""
+        _files.remove(self._previous(unit))
+
+    def unname(self, name: Reference) -> None:
+        """Remove a name; its blobs stay."""
+        path = self._path(name)
+        _files.remove(path)
+        for _level in range(3):
+            path = os.path.dirname(path)
+            try:
+                os.rmdir(path)
+            except OSError:
+                return
+
+    def delete(self, names: Iterable[Reference]) -> None:
+        """Remove names and the blobs that no other name needs, and the notes about these."""
+        store = self.names()
+        gone = [(name, store[name]) for name in names if name in store]
+        for name, _manifest in gone:
+            self.unname(name)
+        needed = {digest for manifest in self.names().values() for digest in manifest.sizes}
+        for digest in {digest for _name, manifest in gone for digest in manifest.sizes} - needed:
+            self.discard(digest)
 
     def _note(self, digest: str) -> None:
         os.makedirs(os.path.dirname(self._verified(digest)), mode=0o755, exist_ok=True)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
 from ansible_collections.llm.cluster.plugins.module_utils._engines import (
@@ -14,6 +14,7 @@ from ansible_collections.llm.cluster.plugins.module_utils._engines import (
     Look,
     ModelSpec,
     Settings,
+    UploadNeededError,
     make_engine,
 )
 from ansible_collections.llm.cluster.plugins.module_utils._engines.llama_cpp import LlamaCpp
@@ -46,6 +47,7 @@ class Report:
             side: "".join(
                 f"{model['name']}: {model['digest_' + side] or 'absent'}"
                 f"{', damaged' if model['damaged'] and side == 'before' else ''}"
+                f"{', holds ' + model['holds_' + side] if model['holds_' + side] else ''}"
                 f"{', in memory' if model['loaded_' + side] else ''}\n"
                 for model in self.models
             )
@@ -54,7 +56,7 @@ class Report:
 
     def answer(self) -> dict[str, Any]:
         """Return what the module answers."""
-        hidden = ("damaged", "loaded_before", "loaded_after")
+        hidden = ("damaged", "holds_before", "holds_after", "loaded_before", "loaded_after")
         models = [{key: value for key, value in model.items() if key not in hidden} for model in self.models]
         return {
             "changed": self.changed,
@@ -89,6 +91,7 @@ def specs_from(params: dict[str, Any]) -> list[ModelSpec]:
             registry=source.get("registry") or "",
             size=entry.get("size"),
             insecure=bool(entry.get("insecure")),
+            peers=tuple(entry.get("peers") or ()),
             unit=entry.get("unit") or unit_name(entry["name"]),
             keep_alive=params["keep_alive"],
             **chosen,
@@ -181,10 +184,11 @@ class Reconciler:
             self._engines[key] = self._make(spec.engine, self.settings, spec.address, spec.port)
         return self._engines[key]
 
-    def run(self, ask: bool = False) -> Report:
+    def run(self, ask: bool = False, alone: bool = False) -> Report:
         """Do what is needed, or only say it when settings are read-only; raise ReconcileError with the report so far.
 
         While files have to come from the controller first, nothing is done but to say which; ask stops there anyway.
+        alone: the controller can send nothing.
         """
         spec = None
         try:
@@ -196,16 +200,22 @@ class Reconciler:
             where = self.settings.models_dir
             memory = total_memory() if self.check_memory else 0
             refuse_oversized(looks, free_bytes(where), memory, where)
-            self.report.missing = [
-                {"name": spec.name, "digest": look.wanted, "have": look.have, "size": look.size}
-                for spec, look in looks
-                if look.upload
-            ]
+            self.report.missing = [_missing(spec, look) for spec, look in looks if look.upload]
             if ask or (self.report.missing and not self.settings.read_only):
                 return self.report
             for spec, look in looks:
-                self._one(spec, look)
+                try:
+                    self._one(spec, look)
+                except UploadNeededError as error:
+                    if alone:
+                        raise EngineError(
+                            f"{error} In the background the controller cannot send {spec.file} either. Run again "
+                            "without async, or have it on one of the other nodes first."
+                        ) from error
+                    self.report.missing.append(_missing(spec, replace(look, have=self._have(spec))))
             spec = None
+            if self.report.missing and not self.settings.read_only:
+                return self.report
             self._units()
             for spec, entry in zip(self.specs, self.report.models):
                 if spec.state == "loaded" and not self.settings.read_only:
@@ -230,7 +240,10 @@ class Reconciler:
             "resumed": 0,
             "size": look.size,
             "note": look.note,
+            "held": engine.kept(spec),
             "damaged": bool(look.digest) and look.digest == look.wanted and not look.held,
+            "holds_before": look.wanted if spec.state == "fetched" and look.held and not look.active else "",
+            "holds_after": "",
             "loaded_before": False,
             "loaded_after": False,
         }
@@ -240,6 +253,9 @@ class Reconciler:
                 entry.update(changed=True, digest_after="")
                 if not self.settings.read_only:
                     engine.remove(spec)
+            return
+        if spec.state == "fetched":
+            self._hold(spec, look, entry)
             return
         if look.held and look.active:
             return
@@ -251,11 +267,27 @@ class Reconciler:
             entry.update(bytes=fetched.moved, resumed=fetched.resumed)
         entry["changed"] = True
         entry["digest_after"] = engine.activate(spec, look)
+        entry["held"] = engine.kept(spec)
+
+    def _hold(self, spec: ModelSpec, look: Look, entry: dict[str, Any]) -> None:
+        """Have the wanted version on the node, without serving it."""
+        engine = self.engine(spec)
+        if not look.held:
+            entry["changed"] = True
+            if not self.settings.read_only:
+                fetched = engine.fetch(spec, look)
+                entry.update(bytes=fetched.moved, resumed=fetched.resumed, held=engine.kept(spec))
+        if look.wanted != look.digest:
+            entry["holds_after"] = look.wanted or "the version that is offered"
+
+    def _have(self, spec: ModelSpec) -> int:
+        engine = self.engine(spec)
+        return engine.store.have(spec.digest) if isinstance(engine, LlamaCpp) else 0
 
     def _units(self) -> None:
-        served = [spec for spec in self.specs if spec.state != "absent"]
+        served = [spec for spec in self.specs if spec.state not in ("absent", "fetched")]
         needs = self.engine(served[0]).units(served) if served else {}
-        switched = {entry["unit"] for entry in self.report.models if entry["changed"]}
+        switched = {entry["unit"] for entry in self.report.models if entry["changed"] and entry["state"] != "fetched"}
         lists = {"restart": "restart_units", "start": "start_units", "install": "absent_units"}
         for unit, need in needs.items():
             # In check mode the link was not switched, so that the instance seems right.
@@ -282,6 +314,10 @@ class Reconciler:
 
 def _path(engine: Engine, spec: ModelSpec) -> str:
     return engine.store.link(spec.unit) if isinstance(engine, LlamaCpp) else ""
+
+
+def _missing(spec: ModelSpec, look: Look) -> dict[str, Any]:
+    return {"name": spec.name, "digest": look.wanted, "have": look.have, "size": look.size}
 
 
 def _message(spec: ModelSpec | None, error: BaseException) -> str:

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.llm.cluster.plugins.module_utils import _fetch
+from ansible_collections.llm.cluster.plugins.module_utils import _fetch, _transfer
 from ansible_collections.llm.cluster.plugins.module_utils._engines import (
     AnswerError,
     EngineError,
@@ -26,12 +26,13 @@ from ansible_collections.llm.cluster.plugins.module_utils._engines import (
     Look,
     ModelSpec,
     Settings,
-    _files,
+    UploadNeededError,
     _gguf_store,
     base_url,
     call_engine,
     status_of,
 )
+from ansible_collections.llm.cluster.plugins.module_utils._engines._progress import Progress
 
 _PROPERTIES = (
     "Id",
@@ -209,16 +210,16 @@ class LlamaCpp:
             return Look(now, spec.digest, held=True, active=now == spec.digest)
         note = "the file in the store is damaged" if status == "corrupt" else ""
         have = self.store.have(spec.digest)
-        if spec.url:
+        if not (spec.url or spec.file or spec.peers):
+            raise EngineError(
+                f"{spec.name}: {spec.digest} is not on this node, and the model has neither source.url nor source.file "
+                "to get it from. Give it one in llm_models."
+            )
+        size = spec.size
+        if size is None and spec.url and not spec.peers:
             size = _fetch.remote_size(spec.url, self.settings.http)
-            return Look(now, spec.digest, size=size, have=have, note=note)
-        if spec.file:
-            upload = spec.size is None or have < spec.size
-            return Look(now, spec.digest, size=spec.size, have=have, upload=upload, note=note)
-        raise EngineError(
-            f"{spec.name}: {spec.digest} is not on this node, and the model has neither source.url nor source.file "
-            "to get it from. Give it one in llm_models."
-        )
+        upload = bool(spec.file) and not spec.peers and (size is None or have < size)
+        return Look(now, spec.digest, size=size, have=have, upload=upload, note=note)
 
     def fetch(self, spec: ModelSpec, look: Look) -> Fetch:
         """Bring the file into the store."""
@@ -226,18 +227,36 @@ class LlamaCpp:
         with self.store.lock(self.settings.lock_timeout):
             if self.store.check(spec.digest) == "ok":
                 return Fetch()
-            partial = self.store.partial(spec.digest)
-            if spec.url:
-                done = _fetch.download(spec.url, partial, spec.digest, self.settings.http)
-                result = Fetch(done.size - done.resumed, done.resumed)
-            else:
-                got = _fetch.sha256_file(partial)
-                if got != spec.digest:
-                    _files.remove(partial)
-                    raise _fetch.WrongDigestError(spec.file, spec.digest, got)
-                result = Fetch(moved=look.have)
+            result = self._receive_file(spec, look)
             self.store.adopt(spec.digest)
             return result
+
+    def _receive_file(self, spec: ModelSpec, look: Look) -> Fetch:
+        """Have the whole and verified file where it grows."""
+        partial = self.store.partial(spec.digest)
+        if spec.file and look.size is not None and self.store.have(spec.digest) >= look.size:
+            # The controller sent it.
+            got = _fetch.sha256_file(partial)
+            if got == spec.digest:
+                return Fetch(moved=look.have)
+            self.store.drop_partial(spec.digest)
+            if not spec.peers:
+                raise _fetch.WrongDigestError(spec.file, spec.digest, got)
+        token = _transfer.read_token(self.settings.token_file) if spec.peers else ""
+        sources = _transfer.peer_sources(spec.peers, spec.digest, token, self.settings.http.timeout)
+        if spec.url:
+            sources.append(_transfer.Source(spec.url))
+        options, rate = self.settings.http, self.settings.max_rate
+        with Progress(self.settings.partial_dir, spec.name, look.size, lambda: self.store.have(spec.digest)):
+            try:
+                done = _transfer.fetch_blob(sources, partial, spec.digest, options, max_rate=rate, size=look.size)
+            except _fetch.NoSpaceError:
+                raise
+            except _fetch.FetchError as error:
+                if spec.file:
+                    raise UploadNeededError(str(error)) from error
+                raise
+        return Fetch(done.size - done.resumed, done.resumed)
 
     def activate(self, spec: ModelSpec, look: Look) -> str:
         """Switch the instance's link to the file."""
@@ -246,19 +265,30 @@ class LlamaCpp:
             self.store.switch(spec.unit, spec.digest)
         return spec.digest
 
-    def receive(self, digest: str, offset: int, chunk: str, expected: str) -> int:
-        """Append a chunk that came from the controller; return how much is there then."""
+    def receive(self, digest: str, offset: int, chunk: str, expected: str, size: int | None = None) -> int:
+        """Append a chunk that came from the controller; return how much is there then. size: of the whole file."""
         self.store.prepare()
         with self.store.lock(self.settings.lock_timeout):
+            if size is not None:
+                # Other nodes may fetch what is there meanwhile.
+                _transfer.note_size(self.store.partial(digest), size)
             return self.store.append(digest, offset, chunk, expected)
 
+    def kept(self, spec: ModelSpec) -> list[str]:
+        """Return the model's versions that are here, whole, but not served."""
+        now = self.store.current(spec.unit)
+        known = dict.fromkeys([spec.digest, *self.store.previous(spec.unit)])
+        return [digest for digest in known if digest not in ("", now) and self.store.glance(digest)[0] == "ok"]
+
     def remove(self, spec: ModelSpec) -> None:
-        """Remove the link, and its file if no other link needs that."""
+        """Remove the link, and the files that only it serves or served."""
         self.store.prepare()
         with self.store.lock(self.settings.lock_timeout):
-            digest = self.store.current(spec.unit)
+            digests = {self.store.current(spec.unit), *self.store.previous(spec.unit)}
             self.store.unlink(spec.unit)
-            if digest and digest not in self.store.units().values():
+            links = self.store.units()
+            needed = {*links.values(), *(digest for unit in links for digest in self.store.previous(unit))}
+            for digest in digests - needed - {""}:
                 self.store.discard(digest)
 
     def units(self, specs: list[ModelSpec]) -> dict[str, str]:
@@ -277,6 +307,7 @@ class LlamaCpp:
         """Wait until the instance is healthy, serves this model and completes a prompt."""
         deadline = time.monotonic() + self.settings.timeout
         self._wait_healthy(spec, deadline)
+        self._require_version(spec)
         base = base_url(spec)
         try:
             served = [entry.get("id") for entry in call_engine(base, "GET", "/v1/models").get("data", [])]
@@ -295,6 +326,16 @@ class LlamaCpp:
                 f"{spec.name} is up at {base}, but fails a one-token prompt: {error}; {self._journal(spec)}"
             ) from error
         return False
+
+    def _require_version(self, spec: ModelSpec) -> None:
+        """Raise when the running instance has another version in memory than the wanted one."""
+        got = self._in_memory([spec.unit]).get(spec.unit, "")
+        wanted = spec.digest or self.store.current(spec.unit)
+        if got and got != wanted:
+            raise EngineError(
+                f"{spec.name}: {service(spec.unit)} has {got} in memory instead of {wanted}. Restart it, "
+                "then ask again."
+            )
 
     def _wait_healthy(self, spec: ModelSpec, deadline: float) -> None:
         base = base_url(spec)

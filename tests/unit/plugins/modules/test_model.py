@@ -442,8 +442,26 @@ def pull(run: Run, node: ollama.Server, registry: Registry, tmp_path: Path) -> R
     return run_module
 
 
-def names(node: ollama.Server) -> dict[str, str]:
+KEPT = "llm-cluster-kept/"
+
+
+def all_names(node: ollama.Server) -> dict[str, str]:
     return {found.name.short(): "sha256:" + found.digest for found in node.store.models()}
+
+
+def names(node: ollama.Server) -> dict[str, str]:
+    """Return the models, without versions that are kept."""
+    return {name: digest for name, digest in all_names(node).items() if not name.startswith(KEPT)}
+
+
+def kept(node: ollama.Server) -> set[str]:
+    """Return the versions that are kept."""
+    return {digest for name, digest in all_names(node).items() if name.startswith(KEPT)}
+
+
+def want_login(registry: Registry) -> None:
+    """Have the registry refuse what looks and fetches without a login; Ollama, which comes third, has one."""
+    registry.fault("/v2/library/tiny/manifests/1", status=401, times=2)
 
 
 @pytest.mark.parametrize("name", ["", "tiny:1", "mine/tiny"])
@@ -510,19 +528,23 @@ def test_a_tag_that_moves_between_question_and_pull(
         return real(*args)
 
     monkeypatch.setattr(ollama, "pull", moving)
+    want_login(registry)
     failed = pull(wanted, name)
     assert failed["failed"]
     assert wanted in failed["msg"]
     assert names(node) == there
+    assert kept(node) == set()
 
 
 def test_an_error_inside_the_stream_is_an_error(pull: Run, node: ollama.Server, registry: Registry) -> None:
     published = registry.publish("tiny:1", b"one" * 50_000)
+    want_login(registry)
     registry.fault(f"/v2/library/tiny/blobs/{published.blobs[0]}", wrong_bytes=True)
     failed = pull(published.digest)
     assert "digest mismatch" in failed["msg"]
     assert names(node) == {}
     registry.clear_faults()
+    want_login(registry)
     assert pull(published.digest)["changed"]
     assert names(node)
 
@@ -542,9 +564,11 @@ def test_a_pull_that_ends_without_success_is_none(
             yield from steps
 
     monkeypatch.setattr(ollama, "pull", broken)
+    want_login(registry)
     failed = pull(digest)
     assert "failed 3 times" in failed["msg"]
     assert "without success" in failed["msg"]
+    want_login(registry)
     assert pull(digest)["changed"]
 
 
@@ -559,6 +583,7 @@ def test_a_pull_in_which_nothing_moves(
             yield {"status": "pulling abc", "digest": digest, "total": 100, "completed": 10}
 
     monkeypatch.setattr(ollama, "pull", still)
+    want_login(registry)
     failed = pull(digest, network_timeout=0.3)
     assert "nothing moved for 0 s" in failed["msg"]
     assert "run again" in failed["msg"]
