@@ -34,9 +34,12 @@ _NOTHING: dict[str, Any] = {
         "slow": 0,
         "busy": 0,
         "ending": 0,
+        "waiting": 0,
+        "minute": {},
         "in_flight": [],
         "drains": [],
     },
+    "minute": {"requests_per_minute": None, "answered_per_minute": None, "latency": None, "timed_out": None},
     "request": {"id": "", "model": "", "key": None, "seconds": 0, "ending": False},
     "drain": {"name": "", "owner": "", "reason": "", "since": None},
     "queue": {"waiting": 0, "bytes": 0, "oldest": None, "drain_rate": 0, "sets": []},
@@ -64,7 +67,12 @@ def _all(kind: str, given: Any) -> list[dict[str, Any]]:
 
 def _peer(given: Any) -> dict[str, Any]:
     peer = _filled("peer", given)
-    return {**peer, "in_flight": _all("request", peer["in_flight"]), "drains": _all("drain", peer["drains"])}
+    return {
+        **peer,
+        "minute": _filled("minute", peer["minute"]),
+        "in_flight": _all("request", peer["in_flight"]),
+        "drains": _all("drain", peer["drains"]),
+    }
 
 
 def read_state(answer: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,6 +87,7 @@ def read_state(answer: Mapping[str, Any]) -> dict[str, Any]:
         "nodes": nodes,
         "drains": _all("drain", answer.get("drains")),
         "queue": _filled("queue", answer.get("queue")),
+        "minute": _filled("minute", answer.get("minute")),
         "keys": _all("key", answer.get("keys")),
         "workers": _all("worker", answer.get("workers")),
     }

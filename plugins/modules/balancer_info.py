@@ -81,6 +81,8 @@ nodes:
         slow: 0
         busy: 1
         ending: 0
+        waiting: 0
+        minute: {requests_per_minute: 12.5, answered_per_minute: 12.5, latency: 1.2, timed_out: 0}
         in_flight:
           - {id: 5b1c, model: gemma3:270m, key: demo, seconds: 2.5, ending: false}
         drains: []
@@ -147,6 +149,12 @@ nodes:
     ending:
       description: Slots in which only the engine is still at work, because the client left.
       type: int
+    waiting:
+      description: Requests in the queue that this peer may take. One that several may take counts for each of them.
+      type: int
+    minute:
+      description: The last minute, of the requests that the peer was the last to hold. As RV(minute).
+      type: dict
     in_flight:
       description:
         - What holds the slots, oldest first.
@@ -186,6 +194,26 @@ queue:
       description: How many wait for which peers.
       type: list
       elements: dict
+minute:
+  description: What the last minute was like, or the time since nginx started. Null is what isn't known.
+  returned: success
+  type: dict
+  sample: {requests_per_minute: 1243, answered_per_minute: 1240, latency: 1.2, timed_out: 0.003}
+  contains:
+    requests_per_minute:
+      description: Requests that ended, whatever their end. Those for no model, such as lists of models, don't count.
+      type: float
+    answered_per_minute:
+      description: Those of them that a peer answered.
+      type: float
+    latency:
+      description: Seconds from arrival to the last byte, the mean of those that were answered. Null if there were none.
+      type: float
+    timed_out:
+      description:
+        - Share of requests that waited in vain, for a slot, the first byte or the next part of a stream, from 0 to 1.
+        - Null if there were no requests.
+      type: float
 keys:
   description: How much of their limits keys use. What has no limit isn't counted and is null.
   returned: success

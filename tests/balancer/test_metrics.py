@@ -204,6 +204,32 @@ def test_waits_that_end_in_the_queue(fresh: Balancer, engine: MakeEngine) -> Non
     assert minute["timed_out"] == pytest.approx(1 / 3)
 
 
+def test_the_last_minute_of_each_peer(fresh: Balancer, engine: MakeEngine) -> None:
+    one, two = engine("n1", service_time=0.2, peer={"slots": 1}), engine("n2", models=["other"])
+    fresh.put(table(one, two, limits={"queue_timeout": 1}))
+    assert "latency" not in fresh.peer("n1")["minute"], "no mean of nothing"
+    with concurrent.futures.ThreadPoolExecutor(5) as pool:
+        asked = [pool.submit(fresh.chat) for _ in range(4)] + [pool.submit(fresh.chat, model="other")]
+        waiting = wait_for(lambda: fresh.peer("n1")["waiting"])
+        assert fresh.peer("n2")["waiting"] == 0, "what waits there may not go here"
+        assert all(answer.result().status == 200 for answer in asked)
+    assert 1 <= waiting <= 3
+    wait_for(lambda: Scrape(fresh).value("requests_total", model="m", peer="n1", status="200") == 4)
+    state = fresh.state()
+    minutes = {peer["name"]: peer["minute"] for peer in state["peers"]}
+    rates = {name: minute["requests_per_minute"] for name, minute in minutes.items()}
+    assert rates["n1"] == pytest.approx(4 * rates["n2"])
+    assert state["minute"]["requests_per_minute"] == pytest.approx(rates["n1"] + rates["n2"])
+    assert minutes["n1"]["answered_per_minute"] == pytest.approx(rates["n1"])
+    assert 0.2 <= minutes["n1"]["latency"] < 2
+    assert minutes["n1"]["timed_out"] == 0
+    # A peer that went takes its sums with it.
+    assert fresh.put(table(two, default_model="other")).status == 200
+    assert fresh.put(table(one, two)).status == 200
+    assert fresh.peer("n1")["minute"]["requests_per_minute"] == 0
+    assert fresh.peer("n2")["minute"]["requests_per_minute"] > 0
+
+
 def test_labels_come_from_the_table_only(fresh: Balancer, engine: MakeEngine) -> None:
     strange = 'a"b\\c<script>'
     one, two = engine("n1", models=["m", strange]), engine("n2")

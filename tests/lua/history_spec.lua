@@ -34,8 +34,8 @@ describe("history", function()
             misses = 2, completion_tokens = 700, prompt_tokens = 2000, cached_tokens = 250,
         }
         assert.same({
-            requests_per_minute = 40, latency = 3, first_byte = 0.5, timed_out = 0.25, failed = 0.5, tokens_per_second = 20,
-            hits = 0.75, cached = 0.25,
+            requests_per_minute = 40, answered_per_minute = 20, latency = 3, first_byte = 0.5, timed_out = 0.25, failed = 0.5,
+            tokens_per_second = 20, hits = 0.75, cached = 0.25,
         }, history.between(from, to))
     end)
 
@@ -54,6 +54,47 @@ describe("history", function()
             { at = 60, requests = 3, answered = 3, duration = 6 })
         assert.equal(3, step.requests_per_minute)
         assert.equal(2, step.latency)
+    end)
+
+    describe("the last minute", function()
+        local POINTS = {
+            { at = 900, requests = 5 }, { at = 930.5, requests = 6 }, { at = 940, requests = 7 }, { at = 995, requests = 37 },
+        }
+        local now
+
+        before_each(function()
+            now = { n1 = { requests = 30, answered = 20, duration = 40, timed_out = 3 }, new = { requests = 2 } }
+            package.loaded["llm_cluster.metrics"].peer_totals = function(name) return now[name] end
+            package.loaded["llm_cluster.peers"].view = function()
+                return { peers = { { name = "n1" }, { name = "new" } } }
+            end
+        end)
+
+        it("begins with the newest point that is a minute old", function()
+            assert.is_true(math.abs(31 / 64.5 * 60 - history.last_minute(POINTS).requests_per_minute) < 1e-9)
+        end)
+
+        it("begins with the oldest point where none is a minute old", function()
+            assert.equal(40, history.last_minute({ { at = 900 }, { at = 930, requests = 20 } }).requests_per_minute)
+        end)
+
+        it("tells each peer's", function()
+            values["@peers:93"] = cjson.encode { n1 = { requests = 10, answered = 10, duration = 20, timed_out = 1 } }
+            local minutes = history.last_minute_of_peers(POINTS)
+            assert.equal(20 / 64.5 * 60, minutes.n1.requests_per_minute)
+            assert.equal(2, minutes.n1.latency)
+            assert.equal(0.1, minutes.n1.timed_out)
+            assert.equal(2 / 64.5 * 60, minutes.new.requests_per_minute)
+            assert.is_nil(minutes.new.latency)
+        end)
+
+        it("knows no peer's where nobody noted them", function()
+            assert.same({}, history.last_minute_of_peers(POINTS))
+        end)
+
+        it("counts from the start where that was less than a minute ago", function()
+            assert.equal(60, history.last_minute_of_peers({ { at = 900 }, { at = 930, requests = 30 } }).n1.requests_per_minute)
+        end)
     end)
 
     it("survives two points at one moment", function()

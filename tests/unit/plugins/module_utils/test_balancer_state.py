@@ -22,6 +22,7 @@ ANSWER: dict[str, Any] = {
             "name": "n1/a",
             "node": "n1",
             "busy": 1,
+            "minute": {"requests_per_minute": 3, "timed_out": 0},
             "in_flight": [{"id": "r", "model": "m", "seconds": 1.5}],
             "drains": [{"owner": "operator", "reason": "", "since": 1, "name": "n1"}],
         },
@@ -43,6 +44,9 @@ def test_every_field_is_there() -> None:
     assert (two["in_flight"], two["drains"], two["lacks"], two["since"]) == ([], [], [], None)
     assert state["queue"] == {"waiting": 2, "bytes": 0, "oldest": None, "drain_rate": 0, "sets": []}
     assert state["keys"] == []
+    nothing = {"requests_per_minute": None, "answered_per_minute": None, "latency": None, "timed_out": None}
+    assert one["minute"] == {**nothing, "requests_per_minute": 3, "timed_out": 0}
+    assert (two["minute"], two["waiting"], state["minute"]) == (nothing, 0, nothing)
 
 
 def test_lists_are_not_shared() -> None:

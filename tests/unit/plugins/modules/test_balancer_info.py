@@ -58,6 +58,8 @@ def test_returns_the_documented_form(
     assert set(documented["nodes"]["contains"]) == set(result["nodes"]["n2"][0])
     assert set(documented["nodes"]["sample"]["node1"][0]) == set(result["nodes"]["n2"][0])
     assert set(documented["queue"]["contains"]) == set(documented["queue"]["sample"]) == set(result["queue"])
+    assert set(documented["minute"]["contains"]) == set(documented["minute"]["sample"]) == set(result["minute"])
+    assert set(result["nodes"]["n2"][0]["minute"]) == set(result["minute"])
     for kind in ("keys", "workers"):
         fields = set(_balancer_state._NOTHING[kind[:-1]])
         assert set(documented[kind]["contains"]) == set(documented[kind]["sample"][0]) == fields

@@ -3,7 +3,8 @@
 
 --- The admin API, on a Unix socket that only root can reach.
 --
---   GET  /state                 peers with health, drain marks and what they work on; queue, keys' limits, workers
+--   GET  /state                 peers with health, drain marks, what they work on and what the last minute was like; queue, keys'
+--                               limits, workers
 --   GET  /routing               the table in force
 --   PUT  /routing               200 {"changed", "version"}; 400 with every reason, the old table stays
 --   POST /peers/NAME/drain      {"owner", "reason"}: NAME is a node (all its peers) or a peer
@@ -12,8 +13,10 @@
 local cjson = require "cjson.safe"
 local body = require "llm_cluster.body"
 local health = require "llm_cluster.health"
+local history = require "llm_cluster.history"
 local json = require "llm_cluster.json"
 local limits = require "llm_cluster.limits"
+local metrics = require "llm_cluster.metrics"
 local peers = require "llm_cluster.peers"
 local queue = require "llm_cluster.queue"
 local slots = require "llm_cluster.slots"
@@ -84,6 +87,25 @@ local function running(requests, now)
     return list(out)
 end
 
+--- Of what the last minute says, what is told here; nil where nobody knows.
+local function minute_of(step)
+    return step and {
+        requests_per_minute = step.requests_per_minute, answered_per_minute = step.answered_per_minute, latency = step.latency,
+        timed_out = step.timed_out,
+    }
+end
+
+--- How many requests wait that each peer may take, by its id.
+local function waiting_for(sets)
+    local out = {}
+    for _, set in ipairs(type(sets) == "table" and sets or {}) do -- an empty list is text already
+        for _, id in ipairs(set.peers) do
+            out[id] = (out[id] or 0) + set.waiting
+        end
+    end
+    return out
+end
+
 local function state_of(view, peer, seen, requests, now)
     local marks = peers.drains_of(view, peer)
     local why, since, hold = health.why(peer.id)
@@ -104,25 +126,35 @@ end
 function M.state()
     local view, now = peers.view(), ngx.now()
     local seen, requests = health.snapshot(), slots.in_flight()
+    local points, queued = history.points(history.now()), queue.state()
+    local minutes, waiting = history.last_minute_of_peers(points), waiting_for(queued.sets)
     local out, ids = {}, {}
     for i, peer in ipairs(view and view.peers or {}) do
         ids[i] = peer.id
         out[i] = state_of(view, peer, seen[peer.id] or {}, requests[peer.id], now)
+        out[i].minute, out[i].waiting = minute_of(minutes[peer.name]), waiting[peer.id] or 0
     end
     return {
         version = view and view.version or 0, default_model = view and view.default_model, policy = view and view.table.policy,
-        peers = list(out), drains = marks_of(view), queue = queue.state(),
+        peers = list(out), drains = marks_of(view), queue = queued, minute = minute_of(history.last_minute(points)),
         keys = list(limits.state(view and view.table.keys or {})),
         workers = list(slots.by_worker(ids)), prober = ngx.shared.llm_state:get("lease"),
     }
 end
 
 local function put_routing(text)
+    local before = peers.view()
     local done, reasons, status = peers.put(text)
     if not done then
         return refuse(status, "The routing table is refused: " .. table.concat(reasons, "; "), reasons)
     end
-    health.greet(peers.view())
+    local now = peers.view()
+    for name in pairs(before and before.by_name or {}) do
+        if not now.by_name[name] then
+            metrics.forget_peer(name)
+        end
+    end
+    health.greet(now)
     answer(200, done)
 end
 

@@ -21,12 +21,13 @@ local TICK = 1          -- seconds
 local STEP = 10         -- seconds between two points
 local WINDOW = 900      -- seconds that are kept
 local LOAD_OVER = 60    -- seconds
+local MINUTE = 60
 M.WINDOW = WINDOW
 
 --- What the difference of two points says.
 -- @param from, to {at = seconds, sums by name (metrics.totals)}; sums that went back were started anew
--- @return {requests_per_minute, latency, first_byte (mean seconds), timed_out, failed, hits, cached (shares), tokens_per_second};
---   means and shares are nil where nothing happened
+-- @return {requests_per_minute, answered_per_minute, latency, first_byte (mean seconds), timed_out, failed, hits, cached
+--   (shares), tokens_per_second}; means and shares are nil where nothing happened
 function M.between(from, to)
     local seconds = math.max(to.at - from.at, 0.001)
     local fresh = (to.requests or 0) < (from.requests or 0)
@@ -39,8 +40,9 @@ function M.between(from, to)
     end
     local placed = grown("hits") + grown("misses")
     return {
-        requests_per_minute = grown("requests") / seconds * 60, latency = per("duration", "answered"),
-        first_byte = per("first_byte", "answered"), timed_out = per("timed_out", "requests"), failed = per("failed", "requests"),
+        requests_per_minute = grown("requests") / seconds * 60, answered_per_minute = grown("answered") / seconds * 60,
+        latency = per("duration", "answered"), first_byte = per("first_byte", "answered"),
+        timed_out = per("timed_out", "requests"), failed = per("failed", "requests"),
         tokens_per_second = grown("completion_tokens") / seconds, hits = placed > 0 and grown("hits") / placed or nil,
         cached = per("cached_tokens", "prompt_tokens"),
     }
@@ -76,9 +78,53 @@ function M.now()
     return point
 end
 
+--- The newest point that is a minute old, else the oldest.
+local function a_minute_ago(points)
+    local now, from = points[#points], points[1]
+    for _, point in ipairs(points) do
+        if point.at <= now.at - MINUTE then
+            from = point
+        end
+    end
+    return from
+end
+
+--- What changed in the last minute, or since there are points.
+function M.last_minute(points)
+    return M.between(a_minute_ago(points), points[#points])
+end
+
+--- The same for each peer, by its name: of the requests that it was the last to hold. Empty if it can't be told.
+function M.last_minute_of_peers(points)
+    local from, now, out = a_minute_ago(points), points[#points], {}
+    local before = {} -- at the start all sums were 0
+    if from.requests then
+        before = cjson.decode(ngx.shared[DICT]:get("@peers:" .. math.floor(from.at / STEP)) or "null")
+        if type(before) ~= "table" then
+            return out
+        end
+    end
+    local view = peers.view()
+    for _, peer in ipairs(view and view.peers or {}) do
+        local was, is = before[peer.name] or {}, metrics.peer_totals(peer.name)
+        was.at, is.at = from.at, now.at
+        out[peer.name] = M.between(was, is)
+    end
+    return out
+end
+
 --- Slots in use on a peer, averaged over the last minute.
 function M.load(id)
     return ngx.shared[DICT]:get("@load:" .. id) or 0
+end
+
+--- Each peer's sums, for its last minute.
+local function sums_of_peers(view)
+    local out = {}
+    for _, peer in ipairs(view and view.peers or {}) do
+        out[peer.name] = metrics.peer_totals(peer.name)
+    end
+    return out
 end
 
 local function look(d, now)
@@ -99,6 +145,7 @@ local function look(d, now)
         point.waiting = d:get("@waiting")
         d:delete("@waiting")
         d:set("@" .. n, cjson.encode(point), WINDOW + 2 * STEP)
+        d:set("@peers:" .. n, cjson.encode(sums_of_peers(view)), MINUTE + 3 * STEP)
     end
 end
 

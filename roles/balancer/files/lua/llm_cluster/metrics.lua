@@ -165,12 +165,22 @@ local function key_keys(key)
     return made_by(function(status) return joined("keys", key, class_of(status)) end)
 end
 
-local models, keys, known_view -- caches for the table in force
+--- Keys of one peer's sums.
+local PEER_SUMS = { "requests", "answered", "duration", "timed_out" }
+local function peer_keys(peer)
+    local found = {}
+    for _, name in ipairs(PEER_SUMS) do
+        found[name] = joined("#peer", peer, name)
+    end
+    return found
+end
+
+local models, keys, of_peers, known_view -- caches for the table in force
 
 local function caches()
     local view = peers.view()
     if not models or view ~= known_view then
-        models, keys, known_view = made_by(model_keys), made_by(key_keys), view
+        models, keys, of_peers, known_view = made_by(model_keys), made_by(key_keys), made_by(peer_keys), view
     end
     return view
 end
@@ -202,6 +212,18 @@ local function observe_tokens(found, known)
     end
 end
 
+--- Count a request for the peer that held it last.
+local function observe_peer(known, total, timed_out)
+    add(known.requests, 1)
+    if timed_out then
+        add(known.timed_out, 1)
+    end
+    if total then
+        add(known.answered, 1)
+        add(known.duration, total)
+    end
+end
+
 --- Count a request that is over.
 function M.observe(ctx)
     local view = caches()
@@ -221,15 +243,19 @@ function M.observe(ctx)
     if not ctx.model then
         return -- health checks, lists of models, requests that could not be read
     end
+    local total = ctx.ttfb and ngx.now() - ctx.start
+    local timed_out = err and TIMED_OUT[err]
+    if peer ~= "" then
+        observe_peer(of_peers[peer], total, timed_out)
+    end
     add("#requests", 1)
-    if err and TIMED_OUT[err] then
+    if timed_out then
         add("#timed_out", 1)
     end
     if status >= 500 or err and status < 400 then
         add("#failed", 1)
     end
-    if ctx.ttfb then
-        local total = ngx.now() - ctx.start
+    if total then
         observe_in(known.ttfb, ctx.ttfb)
         observe_in(known.duration, total)
         add("#answered", 1)
@@ -291,6 +317,23 @@ function M.totals()
         out[name] = d:get("#" .. name) or 0
     end
     return out
+end
+
+--- The sums of one peer: of the requests that it was the last to hold.
+function M.peer_totals(peer)
+    local d, out = dict(), {}
+    for name, key in pairs(peer_keys(peer)) do
+        out[name] = d:get(key) or 0
+    end
+    return out
+end
+
+--- The table has the peer no more: one that comes later under its name begins anew.
+function M.forget_peer(peer)
+    local d = dict()
+    for _, key in pairs(peer_keys(peer)) do
+        d:delete(key)
+    end
 end
 
 local function parts_of(key)

@@ -166,18 +166,6 @@ local function charts(points)
     return out
 end
 
---- What changed in the last minute, or since there are points.
-local function last_minute(points)
-    local now = points[#points]
-    local from = points[1]
-    for _, point in ipairs(points) do
-        if point.at <= now.at - 60 then
-            from = point
-        end
-    end
-    return history.between(from, now)
-end
-
 local function state()
     local view = peers.view()
     local now = history.now()
@@ -186,7 +174,7 @@ local function state()
     local events = metrics.latest()
     return json.encode {
         balancer = ngx.var.hostname, now = now.at, window = history.WINDOW, version = view and view.version or 0,
-        nodes = nodes_of(view), minute = last_minute(points), charts = charts(points), events = json.list(events),
+        nodes = nodes_of(view), minute = history.last_minute(points), charts = charts(points), events = json.list(events),
         queue = {
             waiting = waiting.waiting, oldest = waiting.oldest, drain_rate = waiting.drain_rate,
             most = view and view.limits.queue_length, timeout = view and view.limits.queue_timeout,
