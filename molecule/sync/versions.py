@@ -2,16 +2,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Make other versions of a GGUF file: python3 molecule/sync/versions.py FILE FOLDER
 
-    v1.gguf      the file itself
-    v2.gguf      the same model under another name: its metadata's general.name has one other letter, so that only the
-                 digest tells the two apart
-    broken.gguf  only the first half of it, so that no engine can load it
-    gemma.gguf   a link to v1.gguf, if there is none yet
+v1.gguf      the file itself
+v2.gguf      the same model under another name: its metadata's general.name has one other letter, so that only the
+             digest tells the two apart
+broken.gguf  only the first half of it, so that no engine can load it
+gemma.gguf   a link to v1.gguf, if there is none yet
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import struct
 import sys
@@ -52,7 +51,7 @@ def point(folder: Path, version: str, *, only_new: bool = False) -> None:
         return
     new = folder / "gemma.gguf.new"
     new.symlink_to(version)
-    os.replace(new, link)
+    new.replace(link)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ def sync_plan(
     hostvars: HostVars,
     nodes: list[str],
     balancers: list[str],
+    *,
     batch: int,
     min_available: int,
     run: str,

@@ -115,7 +115,13 @@ def shortage(info: Info, models: Iterable[str], without: Iterable[str], least: i
 
 
 def _batches(
-    visit: Sequence[str], wanted: Mapping[str, set[str]], infos: Sequence[Info], away: set[str], size: int, least: int
+    visit: Sequence[str],
+    wanted: Mapping[str, set[str]],
+    infos: Sequence[Info],
+    *,
+    away: set[str],
+    size: int,
+    least: int,
 ) -> tuple[list[list[str]], list[str]]:
     """Return the nodes in groups that may be switched at once, and those that never may.
 
@@ -212,18 +218,13 @@ def plan(
     # Who is out of reach is marked before anything is switched, so it doesn't count.
     seen_infos = [_without(info, mark) for info in infos.values()]
     away = {node for node, work in nodes.items() if work["drained_by"]}
-    batches, never = _batches(visit, wanted, seen_infos, away, max(batch, 1), min_available)
-    refused = []
+    batches, never = _batches(visit, wanted, seen_infos, away=away, size=max(batch, 1), least=min_available)
     unlocked = _unlocked(peers)
     if unlocked:
-        refused.append(f"No version is locked for {', '.join(unlocked)}: run lock.yml first.")
-    if visit and lost:
-        refused.append(
-            f"{', '.join(lost)} can't be asked, and a drain holds on all balancers or on none: bring "
-            f"{'it' if len(lost) == 1 else 'them'} back, or take {'it' if len(lost) == 1 else 'them'} out of the inventory."
-        )
-    if never:
-        refused += _too_few(never, wanted, seen_infos, min_available, mark)
+        refused = [f"No version is locked for {', '.join(unlocked)}: run lock.yml first."]
+    else:
+        refused = _lost(lost) if visit and lost else []
+        refused += _too_few(never, wanted, seen_infos, min_available, mark) if never else []
     return {
         "run": run,
         "nodes": nodes,
@@ -242,6 +243,13 @@ def plan(
 def _without(info: Info, nodes: Iterable[str]) -> Info:
     gone = set(nodes)
     return {**info, "nodes": {name: peers for name, peers in info["nodes"].items() if name not in gone}}
+
+
+def _lost(balancers: Sequence[str]) -> list[str]:
+    return [
+        f"{', '.join(balancers)} can't be asked, and a drain holds on all balancers or on none. Bring back each, or take "
+        "it out of the inventory."
+    ]
 
 
 def _too_few(
