@@ -247,8 +247,8 @@ def _without(info: Info, nodes: Iterable[str]) -> Info:
 
 def _lost(balancers: Sequence[str]) -> list[str]:
     return [
-        f"{', '.join(balancers)} can't be asked, and a drain holds on all balancers or on none. Bring back each, or take "
-        "it out of the inventory."
+        f"{', '.join(balancers)} can't be asked, and a drain holds on all balancers or on none. Bring back each, or "
+        "take it out of the inventory."
     ]
 
 
