@@ -107,6 +107,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llm.cluster.plugins.module_utils import _share_server
+from ansible_collections.llm.cluster.plugins.module_utils._engines._ollama_store import OllamaStore
 
 UNIT = "llm-cluster-share.service"
 FOLDER = "/run/llm-cluster/share"
@@ -283,6 +284,8 @@ class Share:
         self._stop()
         for path in (self.params["models_dir"], self.params["partial_dir"]):
             make_folder(path)
+        # Of an Ollama store others ask for the manifests by their digests too.
+        OllamaStore(self.params["models_dir"], self.params["partial_dir"]).share_all()
         os.makedirs(os.path.dirname(FOLDER), mode=0o755, exist_ok=True)
         os.mkdir(FOLDER, 0o700)
         write(f"{FOLDER}/server.py", program)
