@@ -356,7 +356,7 @@ OPTIONS: dict[str, Any] = {
     "keep_alive": {"type": "str", "default": "-1"},
     "timeout": {"type": "float", "default": 300},
     "network_timeout": {"type": "float", "default": 60},
-    "token_file": {"type": "path"},
+    "token_file": {"type": "path", "no_log": False},
     "max_rate": {"type": "int", "default": 0},
     "lock_timeout": {"type": "float", "default": 600},
     "models_dir": {"type": "path"},

@@ -16,6 +16,7 @@ import urllib.request
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ansible_collections.llm.cluster.plugins.module_utils._engines._prune import Pruned
 from ansible_collections.llm.cluster.plugins.module_utils._fetch import HttpOptions
 
 
@@ -148,6 +149,9 @@ class Engine(Protocol):
 
     def kept(self, spec: ModelSpec) -> list[str]:
         """Return the model's versions that are on the node, whole, but not served: the wanted one, then former ones."""
+
+    def prune(self, specs: list[ModelSpec], keep: frozenset[str], keep_previous: int) -> Pruned:
+        """Delete what none of the wanted models needs, so many versions back; only say what while read-only."""
 
     def remove(self, spec: ModelSpec) -> None:
         """Stop offering the model and delete what only it used."""

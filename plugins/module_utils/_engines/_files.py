@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import time
 from typing import Any, Iterator
 
@@ -27,6 +28,17 @@ def size_of(path: str) -> int | None:
         return os.path.getsize(path)
     except OSError:
         return None
+
+
+def digests_in(folder: str, pattern: re.Pattern[str]) -> dict[str, int]:
+    """Return digest and size of the files in a folder whose names match; the pattern has one group, the HEX."""
+    found = {}
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.scandir(folder):
+            match = pattern.match(entry.name)
+            if match and entry.is_file(follow_symlinks=False):
+                found["sha256:" + match.group(1)] = entry.stat().st_size
+    return found
 
 
 def read_json(path: str) -> Any:

@@ -29,6 +29,7 @@ from ansible_collections.llm.cluster.plugins.module_utils._fetch import sha256_f
 # How many former versions of a model are remembered by digest, whether they are still there or not.
 HISTORY = 20
 BLOB = re.compile(r"^sha256-([0-9a-f]{64})\.gguf$")
+PART = re.compile(r"^sha256-([0-9a-f]{64})\.gguf\.part$")
 
 
 class GgufStore:
@@ -57,6 +58,11 @@ class GgufStore:
         return os.path.join(self.models_dir, "current", unit + ".json")
 
     # Reading
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a store yet."""
+        return os.path.isdir(self.models_dir)
 
     def current(self, unit: str) -> str:
         """Return the digest that a unit's link names, or ``""``."""
@@ -114,13 +120,11 @@ class GgufStore:
 
     def versions(self) -> dict[str, int]:
         """Return digest and size of every file that bears a whole one's name."""
-        found = {}
-        with contextlib.suppress(FileNotFoundError):
-            for entry in os.scandir(self.models_dir):
-                match = BLOB.match(entry.name)
-                if match and entry.is_file():
-                    found["sha256:" + match.group(1)] = entry.stat().st_size
-        return found
+        return _files.digests_in(self.models_dir, BLOB)
+
+    def partials(self) -> dict[str, int]:
+        """Return digest and size of every file on its way."""
+        return _files.digests_in(self.partial_dir, PART)
 
     def previous(self, unit: str) -> list[str]:
         """Return the versions that a unit served before, newest first."""

@@ -221,6 +221,11 @@ class OllamaServer:
             except AnswerError as error:
                 if "does not support generate" not in error.message:
                     raise
+                if "completion" in self._capabilities(name):
+                    raise EngineError(
+                        f"Ollama refuses to generate with {name}, although the model can: it looked at it while the "
+                        "weights were missing, and remembers that. Restart it: systemctl restart ollama"
+                    ) from error
                 # An embedding model.
                 embed = {"model": name, "keep_alive": keep_alive, "input": ""}
                 self._call("POST", "/api/embed", embed, self.settings.timeout)
@@ -228,6 +233,9 @@ class OllamaServer:
             raise EngineError(
                 f"{name} could not be loaded: Ollama answered {error}. Look with: journalctl -u ollama -n 50"
             ) from error
+
+    def _capabilities(self, name: str) -> list[str]:
+        return list((self._call("POST", "/api/show", {"model": name}) or {}).get("capabilities") or [])
 
     def unload(self, name: str, digest: str) -> bool:
         """Drop a version out of memory under any name of it; return whether it is gone."""

@@ -23,6 +23,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from dataclasses import dataclass
 from typing import Collection, Iterable, Iterator
 
@@ -38,6 +39,11 @@ HISTORY = 20
 # A manifest is some hundred bytes; more than this is none.
 MANIFEST_AT_MOST = 4 * 1024 * 1024
 
+# Ollama's own pull of a large model over a slow line may take a day, and names its blobs at the end only.
+ORPHAN_SECONDS = 2 * 86400
+
+BLOB = re.compile(r"^sha256-([0-9a-f]{64})$")
+PART = re.compile(r"^sha256-([0-9a-f]{64})\.part$")
 _DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
 
 
@@ -238,6 +244,29 @@ class OllamaStore:
         noted = _files.read_json(self._previous(unit))
         return [str(digest) for digest in noted] if isinstance(noted, list) else []
 
+    @property
+    def exists(self) -> bool:
+        """Whether there is a store yet."""
+        return os.path.isdir(self.models_dir)
+
+    def blobs(self) -> dict[str, int]:
+        """Return digest and size of every whole blob."""
+        return _files.digests_in(os.path.join(self.models_dir, "blobs"), BLOB)
+
+    def partials(self) -> dict[str, int]:
+        """Return digest and size of every file on its way."""
+        return _files.digests_in(self.partial_dir, PART)
+
+    def orphans(self) -> dict[str, int]:
+        """Return the blobs that belong to no name, and came so long ago that no pull can still be at work on theirs."""
+        named = {digest for manifest in self.names().values() for digest in manifest.sizes}
+        old = time.time() - ORPHAN_SECONDS
+        return {
+            digest: size
+            for digest, size in self.blobs().items()
+            if digest not in named and os.stat(self.blob(digest)).st_mtime < old
+        }
+
     def is_named(self, digest: str) -> bool:
         """Whether a version has any name here, so that Ollama has it."""
         return any(manifest.digest == digest for manifest in self.names().values())
@@ -246,7 +275,7 @@ class OllamaStore:
 
     def prepare(self) -> None:
         """Create our folders, and check that a rename can go from there into the store."""
-        if not os.path.isdir(self.models_dir):
+        if not self.exists:
             raise EngineError(
                 f"There is no store of Ollama in {self.models_dir}. Install Ollama first (role llm.cluster.ollama), or "
                 "correct models_dir (ollama_models_path)."
@@ -350,6 +379,13 @@ class OllamaStore:
         needed = {digest for manifest in self.names().values() for digest in manifest.sizes}
         for digest in {digest for _name, manifest in gone for digest in manifest.sizes} - needed:
             self.discard(digest)
+
+    def unshare(self, needed: Collection[str]) -> None:
+        """Delete the manifests for other nodes that are of no version in the store and not needed."""
+        staying = {*needed, *(manifest.digest for manifest in self.names().values())}
+        for digest in _files.digests_in(os.path.join(self.partial_dir, "manifests"), BLOB):
+            if digest not in staying:
+                _files.remove(self.shared_manifest(digest))
 
     def _note(self, digest: str) -> None:
         os.makedirs(os.path.dirname(self._verified(digest)), mode=0o755, exist_ok=True)

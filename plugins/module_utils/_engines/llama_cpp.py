@@ -33,6 +33,7 @@ from ansible_collections.llm.cluster.plugins.module_utils._engines import (
     status_of,
 )
 from ansible_collections.llm.cluster.plugins.module_utils._engines._progress import Progress
+from ansible_collections.llm.cluster.plugins.module_utils._engines._prune import Pruned, Stock, line_of, surplus
 
 _PROPERTIES = (
     "Id",
@@ -290,6 +291,52 @@ class LlamaCpp:
             needed = {*links.values(), *(digest for unit in links for digest in self.store.previous(unit))}
             for digest in digests - needed - {""}:
                 self.store.discard(digest)
+
+    def prune(self, specs: list[ModelSpec], keep: frozenset[str], keep_previous: int) -> Pruned:
+        """Delete the links, files and files on their way that none of the wanted models needs.
+
+        A link whose instance runs stays, and the answer says so: stopping instances is left to the caller.
+        """
+        if self.settings.read_only or not self.store.exists:
+            return self._prune(specs, keep, keep_previous)
+        self.store.prepare()
+        with self.store.lock(self.settings.lock_timeout):
+            return self._prune(specs, keep, keep_previous)
+
+    def _prune(self, specs: list[ModelSpec], keep: frozenset[str], keep_previous: int) -> Pruned:
+        links, versions = self.store.units(), self.store.versions()
+        wanted = {spec.unit: spec.digest for spec in specs if spec.state != "absent"}
+        states = unit_states(list(links)) if links else {}
+        extra = {unit: states.get(unit, UnitState()) for unit in links if unit not in wanted}
+        stock = Stock(
+            names=links,
+            versions=versions,
+            previous={unit: self.store.previous(unit) for unit in wanted},
+            loaded=frozenset(self._in_memory(list(links)).values()),
+            busy=frozenset(unit for unit, state in extra.items() if state.active),
+        )
+        plan = surplus(stock, wanted, keep, keep_previous)
+        partials = {digest: size for digest, size in self.store.partials().items() if digest not in plan.needed}
+        pruned = Pruned(units=sorted(unit for unit, state in extra.items() if state.active or state.enabled))
+        for unit in plan.names:
+            pruned.remove("name", name=unit, digest=links[unit])
+        for digest in plan.versions:
+            pruned.remove("version", digest=digest, freed=versions[digest])
+        for digest, size in partials.items():
+            pruned.remove("partial", digest=digest, freed=size)
+        pruned.staying = [
+            *(line_of("name", unit, digest) for unit, digest in links.items() if unit not in plan.names),
+            *(line_of("version", "", digest) for digest in versions if digest not in plan.versions),
+            *(line_of("partial", "", digest) for digest in self.store.partials() if digest not in partials),
+        ]
+        if not self.settings.read_only:
+            for unit in plan.names:
+                self.store.unlink(unit)
+            for digest in plan.versions:
+                self.store.discard(digest)
+            for digest in partials:
+                self.store.drop_partial(digest)
+        return pruned
 
     def units(self, specs: list[ModelSpec]) -> dict[str, str]:
         """Return what the instances need to serve what their links name."""

@@ -44,6 +44,8 @@ from ansible_collections.llm.cluster.plugins.module_utils._engines._ollama_store
     read_manifest,
 )
 from ansible_collections.llm.cluster.plugins.module_utils._engines._progress import Progress
+from ansible_collections.llm.cluster.plugins.module_utils._engines._prune import Pruned, Stock, line_of, surplus
+from ansible_collections.llm.cluster.plugins.module_utils._topology import unit_name
 
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 
@@ -332,6 +334,9 @@ class Ollama:
                 with contextlib.suppress(EngineError):
                     self.server.copy(kept_reference(spec.unit, before.digest).shown, target.shown)
             raise EngineError(f"{error} The node has {before.digest if before else 'no version'} as before.") from error
+        if before:
+            # Ollama would hold it until it needs the room, and the new version beside it.
+            self._drop([before.digest], [target], self.store.names())
 
     def _name_of(self, digest: str) -> str:
         """Return a name that has the version, one of our own if there is one."""
@@ -342,11 +347,94 @@ class Ollama:
 
     def remove(self, spec: ModelSpec) -> None:
         """Delete the name and its kept versions, and the blobs that no other one needs (Ollama does)."""
-        self.server.delete(parse_reference(spec.name).shown)
-        for name in self.store.names():
-            if name.is_kept and name.model == kept_reference(spec.unit, "").model:
-                self.server.delete(name.shown)
+        target, kept = parse_reference(spec.name), kept_reference(spec.unit, "")
+        store = self.store.names()
+        names = [target, *(name for name in store if name.is_kept and name.model == kept.model)]
+        # Without a name nobody could drop it later; a damaged model may have none that Ollama knows.
+        with contextlib.suppress(EngineError):
+            self._drop([store[name].digest for name in names if name in store], names, store)
+        for name in names:
+            self.server.delete(name.shown)
         self.store.forget(spec.unit)
+
+    def prune(self, specs: list[ModelSpec], keep: frozenset[str], keep_previous: int) -> Pruned:
+        """Delete the names, versions and blobs that none of the wanted models needs."""
+        if self.settings.read_only or not self.store.exists:
+            return self._prune(specs, keep, keep_previous)
+        self.store.prepare()
+        with self.store.lock(self.settings.lock_timeout):
+            return self._prune(specs, keep, keep_previous)
+
+    def _prune(self, specs: list[ModelSpec], keep: frozenset[str], keep_previous: int) -> Pruned:
+        store = self.store.names()
+        wanted = {parse_reference(spec.name).shown: spec for spec in specs if spec.state != "absent"}
+        running = self.server.running_if_up()
+        stock = Stock(
+            names={name.shown: manifest.digest for name, manifest in store.items() if not name.is_kept},
+            versions={manifest.digest: manifest.size for manifest in store.values()},
+            previous={name: self.store.previous(spec.unit) for name, spec in wanted.items()},
+            loaded=frozenset(with_prefix(entry.get("digest") or "") for entry in running),
+        )
+        targets = {name: spec.digest for name, spec in wanted.items()}
+        plan = surplus(stock, targets, keep, keep_previous)
+        extra = [name for name in store if not name.is_kept and name.shown in plan.names]
+        gone = [name for name, manifest in store.items() if manifest.digest in plan.versions]
+        left = {blob for manifest in store.values() if manifest.digest in plan.needed for blob in manifest.sizes}
+        partials, blobs = self._surplus_files(plan.needed)
+
+        pruned = Pruned()
+        for name in extra:
+            pruned.remove("name", name=name.shown, digest=store[name].digest)
+        for digest in plan.versions:
+            sizes = next(manifest.sizes for manifest in store.values() if manifest.digest == digest)
+            freed = {blob: size for blob, size in sizes.items() if blob not in left}
+            left.update(freed)
+            pruned.remove("version", digest=digest, freed=sum(freed.values()))
+        for kind, sizes in (("partial", partials), ("blob", blobs)):
+            for digest, size in sizes.items():
+                pruned.remove(kind, digest=digest, freed=size)
+        pruned.staying = [
+            *(line_of("name", name, digest) for name, digest in stock.names.items() if name not in plan.names),
+            *(line_of("version", "", digest) for digest in stock.versions if digest not in plan.versions),
+            *(line_of("partial", "", digest) for digest in self.store.partials() if digest not in partials),
+        ]
+        if not self.settings.read_only:
+            self._remove_surplus(extra, gone, store, stock.loaded, plan.needed)
+            for digest in partials:
+                self.store.drop_partial(digest)
+            for digest in blobs:
+                self.store.discard(digest)
+        return pruned
+
+    def _surplus_files(self, needed: frozenset[str]) -> tuple[dict[str, int], dict[str, int]]:
+        """Return the files on their way and the nameless blobs that no needed version has."""
+        manifests = {digest: self.store.manifest(digest) for digest in needed}
+        partials, orphans = self.store.partials(), self.store.orphans()
+        if not all(manifests.values()):
+            # Nobody knows which blobs that version has.
+            return {}, {}
+        blobs = {blob for manifest in manifests.values() if manifest for blob in manifest.sizes}
+        return (
+            {digest: size for digest, size in partials.items() if digest not in blobs},
+            {digest: size for digest, size in orphans.items() if digest not in blobs},
+        )
+
+    def _remove_surplus(
+        self,
+        extra: list[Reference],
+        gone: list[Reference],
+        store: dict[Reference, Manifest],
+        loaded: frozenset[str],
+        needed: frozenset[str],
+    ) -> None:
+        for name in extra:
+            version = store[name]
+            if version.digest in needed:
+                self.store.keep(unit_name(name.shown), version)
+            elif version.digest in loaded:
+                self.server.unload(name.shown, version.digest)
+        self.store.delete([*extra, *gone])
+        self.store.unshare(needed)
 
     def units(self, specs: list[ModelSpec]) -> dict[str, str]:
         """Return nothing: one server has all models."""
@@ -360,13 +448,19 @@ class Ollama:
         if not version:
             raise EngineError(f"{spec.name} is not on this node. Bring it there first (state: present).")
         keep = duration(spec.keep_alive)
-        changed = not self._is_loaded(name, version, store, keep)
-        if changed:
+        # First: to make room for one more, Ollama drops any model that is idle, another one perhaps.
+        changed = self._unload_others(name, version, store)
+        if not self._is_loaded(name, version, store, keep):
+            changed = True
             self.server.load(name.shown, keep)
             got = in_memory(self.server.running(), name.shown, version, store).get("digest")
             if got != version.digest:
                 # Versions with the same weights share what is in memory, and the older one's digest is shown.
-                self.server.unload(name.shown, str(got))
+                if not self.server.unload(name.shown, str(got)):
+                    raise EngineError(
+                        f"{spec.name}: requests still run on its former version {got}, which leaves the memory when "
+                        "they are done. Drain the node, or wait, and run again."
+                    )
                 self.server.load(name.shown, keep)
                 got = in_memory(self.server.running(), name.shown, version, store).get("digest")
             if got != version.digest:
@@ -374,7 +468,7 @@ class Ollama:
                     f"{spec.name}: Ollama loaded {got or 'nothing'} instead of {version.digest}. Look with: journalctl "
                     "-u ollama -n 50"
                 )
-        return self._unload_others(name, version, store) or changed
+        return changed
 
     def _is_loaded(self, name: Reference, version: Manifest, store: dict[Reference, Manifest], keep: int | str) -> bool:
         entry = in_memory(self.server.running(), name.shown, version, store)
@@ -383,15 +477,23 @@ class Ollama:
         return entry.get("digest") == version.digest and (not forever or stays(str(entry.get("expires_at", "")), now))
 
     def _unload_others(self, name: Reference, version: Manifest, store: dict[Reference, Manifest]) -> bool:
-        """Drop older versions of the model out of memory; return whether there were any.
+        """Drop older versions of the model out of memory, which Ollama holds on to under its name."""
+        entries = [entry for entry in self.server.running() if entry.get("name") == name.shown]
+        digests = [with_prefix(entry.get("digest") or "") for entry in entries]
+        return self._drop([digest for digest in digests if digest != version.digest], [name], store)
 
-        Ollama holds them on under the model's name, and takes a request to drop one only under a name that has it.
+    def _drop(self, digests: list[str], leaving: list[Reference], store: dict[Reference, Manifest]) -> bool:
+        """Drop versions out of memory, but none whose weights a name serves that isn't leaving; return whether any was.
+
+        Ollama takes a request to drop one only under a name that has its weights.
         """
+        served = {manifest.weights for name, manifest in store.items() if not name.is_kept and name not in leaving}
+        loaded = {with_prefix(entry.get("digest") or "") for entry in self.server.running()}
         done = False
-        for entry in self.server.running():
-            digest = with_prefix(entry.get("digest") or "")
-            names = [other.shown for other, manifest in store.items() if manifest.digest == digest]
-            if entry.get("name") == name.shown and digest != version.digest and names:
+        for digest in dict.fromkeys(digests):
+            names = [name.shown for name, manifest in store.items() if manifest.digest == digest]
+            shared = any(manifest.digest == digest and manifest.weights in served for manifest in store.values())
+            if digest in loaded and names and not shared:
                 done = self.server.unload(names[0], digest) or done
         return done
 
