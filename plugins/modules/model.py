@@ -58,6 +58,11 @@ options:
         type: list
         elements: str
         default: []
+      patience:
+        description:
+          - Seconds of silence after which one of O(models[].peers) is given up for the next one. Default is
+            O(network_timeout).
+        type: float
       source:
         description: Where the model comes from.
         type: dict
@@ -335,6 +340,7 @@ MODEL = {
     "digest": {"type": "str"},
     "source": {"type": "dict", "options": SOURCE, "mutually_exclusive": [("url", "file", "registry")]},
     "peers": {"type": "list", "elements": "str", "default": []},
+    "patience": {"type": "float"},
     "insecure": {"type": "bool", "default": False},
     "unit": {"type": "str"},
     "size": {"type": "int"},

@@ -44,6 +44,7 @@ class ModelSpec:
     size: int | None = None
     insecure: bool = False
     peers: tuple[str, ...] = ()
+    patience: float = 60.0
     unit: str = ""
     keep_alive: str = "-1"
 

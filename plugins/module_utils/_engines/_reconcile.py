@@ -92,6 +92,7 @@ def specs_from(params: dict[str, Any]) -> list[ModelSpec]:
             size=entry.get("size"),
             insecure=bool(entry.get("insecure")),
             peers=tuple(entry.get("peers") or ()),
+            patience=entry.get("patience") or params["network_timeout"],
             unit=entry.get("unit") or unit_name(entry["name"]),
             keep_alive=params["keep_alive"],
             **chosen,

@@ -244,7 +244,7 @@ class LlamaCpp:
             if not spec.peers:
                 raise _fetch.WrongDigestError(spec.file, spec.digest, got)
         token = _transfer.read_token(self.settings.token_file) if spec.peers else ""
-        sources = _transfer.peer_sources(spec.peers, spec.digest, token, self.settings.http.timeout)
+        sources = _transfer.peer_sources(spec.peers, spec.digest, token, spec.patience)
         if spec.url:
             sources.append(_transfer.Source(spec.url))
         options, rate = self.settings.http, self.settings.max_rate
