@@ -16,13 +16,13 @@ HEADINGS = ("node", "state", "model", "wanted", "there", "")
 
 def node_drift(stats: Mapping[str, Any] | None, wanted: list[dict[str, Any]], prune: bool = False) -> dict[str, Any]:
     """Return how a node differs from what is wanted; without what node_stats returned it is unreachable."""
-    reached = stats and not stats.get("unreachable") and not stats.get("failed")
+    reached = stats and not stats.get("unreachable")
     return _drift.node_drift(stats if reached else None, wanted, prune)
 
 
-def drift_report(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def drift_report(nodes: Mapping[str, Mapping[str, Any]], unlocked: list[str]) -> dict[str, Any]:
     """Return the report on the nodes: ``result`` for machines, ``lines`` (a table) and ``problems`` for people."""
-    result = _drift.report(nodes)
+    result = _drift.report(nodes, unlocked)
     return {
         "result": result,
         "lines": text_table(_drift.rows(nodes), HEADINGS),

@@ -45,9 +45,9 @@ def read_lock(path: str) -> dict[str, Any]:
 
 
 def unlocked_models(nodes: list[str], hostvars: HostVars, lock: Mapping[str, Any]) -> list[str]:
-    """Return the models that nodes want and the lock doesn't have, as ``NAME (ENGINE)``."""
+    """Return the models whose version the lock doesn't settle, or llm_models otherwise, as ``NAME (ENGINE)``."""
     wanted, _problems = _lock_plan.wants(hostvars, nodes, cluster_defaults())
-    return [f"{name} ({engine})" for name, engine in wanted if not _lock.locked(lock, name, engine)]
+    return [f"{want.name} ({want.engine})" for want in wanted.values() if not _lock_plan.settled(want, lock)]
 
 
 def lock_plan(
@@ -59,11 +59,12 @@ def lock_plan(
     """
     lock = read_lock(path)
     wanted, problems = _lock_plan.wants(hostvars, nodes, cluster_defaults())
-    problems += _lock_plan.update_problems(wanted, request["update"])
+    names = _lock_plan.update_names(request["update"])
+    problems += _lock_plan.update_problems(wanted, names)
     node = request["node"]
     if node and node not in nodes:
         problems.append(f"lock_from names {node}, which is no node; there are {', '.join(nodes)}.")
-    asked = _lock_plan.to_ask(wanted, lock, request["update"])
+    asked = _lock_plan.to_ask(wanted, lock, names)
     if node and not problems:
         asked = [want for want in asked if want.engine != _engine(node, hostvars)]
     doubtful = [want.name for want in wanted.values() if not want.nodes]
@@ -80,7 +81,7 @@ def lock_result(
     """Return the new ``text`` of the lock file, if it ``differs``, and ``lines`` and ``problems`` to be said."""
     text, lock = _text_and_lock(path)
     wanted, _problems = _lock_plan.wants(hostvars, nodes, cluster_defaults())
-    asked = _lock_plan.to_ask(wanted, lock, request["update"])
+    asked = _lock_plan.to_ask(wanted, lock, _lock_plan.update_names(request["update"]))
     node = request["node"]
     if node:
         served = _lock_plan.served_answers(asked, node, _engine(node, hostvars), request["served"])

@@ -37,7 +37,8 @@ def node_drift(stats: Mapping[str, Any] | None, wanted: Iterable[Mapping[str, An
         return {"state": "unreachable", "models": [], "note": "the node can't be reached"}
     if stats.get("models") is None:
         unread = {part["part"]: part["reason"] for part in stats.get("unread") or []}
-        return {"state": "unknown", "models": [], "note": unread.get("models", "its models can't be read")}
+        reason = unread.get("models") or stats.get("msg") or "its models can't be read"
+        return {"state": "unknown", "models": [], "note": str(reason)}
     found = {model["name"]: model for model in stats["models"]}
     models = [_model_drift(found.pop(model["name"], {}), model) for model in wanted]
     models += [_entry(model, "extra") for _name, model in sorted(found.items()) if model.get("digest")]
@@ -74,18 +75,23 @@ def _entry(model: Mapping[str, Any], kind: str, note: str = "") -> dict[str, Any
     }
 
 
-def report(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the whole report from each node's drift: what is written to result.json."""
+def report(nodes: Mapping[str, Mapping[str, Any]], unlocked: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the whole report from each node's drift: what is written to result.json.
+
+    :param unlocked: models whose version the lock doesn't settle
+    """
+    unlocked = list(unlocked)
 
     def in_state(state: str) -> list[str]:
         return sorted(node for node, found in nodes.items() if found["state"] == state)
 
     return {
         "schema": SCHEMA,
-        "ok": all(found["state"] == "ok" for found in nodes.values()),
+        "ok": not unlocked and all(found["state"] == "ok" for found in nodes.values()),
         "drift": in_state("drift"),
         "unreachable": in_state("unreachable"),
         "unknown": in_state("unknown"),
+        "unlocked": unlocked,
         "nodes": {node: dict(found) for node, found in nodes.items()},
     }
 
@@ -111,6 +117,11 @@ def rows(nodes: Mapping[str, Mapping[str, Any]]) -> list[tuple[str | None, ...]]
 def problems(found: Mapping[str, Any]) -> list[str]:
     """Return what is wrong in a report, a sentence each that says what to do."""
     said = []
+    if found["unlocked"]:
+        said.append(
+            f"The lock file does not settle the version of {', '.join(found['unlocked'])}. Lock it with: "
+            "ansible-playbook playbooks/lock.yml -i INVENTORY"
+        )
     if found["drift"]:
         said.append(
             f"{', '.join(found['drift'])}: the models are not those of the lock file. Look at what sync would do with: "
@@ -122,7 +133,7 @@ def problems(found: Mapping[str, Any]) -> list[str]:
             "it out of service with playbooks/drain.yml, or take it out of the inventory."
         )
     said += [
-        f"{node}: its models could not be read: {found['nodes'][node]['note']}. Look there, then run again."
+        f"{node}: its models could not be read: {found['nodes'][node]['note'].rstrip('.')}. Look there, then run again."
         for node in found["unknown"]
     ]
     return said

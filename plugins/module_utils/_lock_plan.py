@@ -94,30 +94,29 @@ def update_names(update: Any) -> list[str]:
     return [name for name in (str(part).strip() for part in parts) if name]
 
 
-def to_ask(wanted: Mapping[tuple[str, str], Want], lock: Mapping[str, Any], update: Any) -> list[Want]:
+def settled(want: Want, lock: Mapping[str, Any]) -> bool:
+    """Whether the lock says which version it is, and ``llm_models`` no other one. What is on no node need not be."""
+    digest = locked(lock, want.name, want.engine).get("digest")
+    return not want.nodes or bool(digest and want.digest in ("", digest))
+
+
+def to_ask(wanted: Mapping[tuple[str, str], Want], lock: Mapping[str, Any], names: list[str]) -> list[Want]:
     """Return what has to be asked: what isn't locked, or not as llm_models has it, and what is to be updated."""
-    names = update_names(update)
     asked = []
     for want in wanted.values():
-        entry = locked(lock, want.name, want.engine)
-        current = (
-            entry
-            and entry.get("source") == lock_source(want.source)
-            and want.digest in ("", entry["digest"])
-            and want.name not in names
-            and "all" not in names
-        )
-        if want.nodes and not current:
+        same = locked(lock, want.name, want.engine).get("source") == lock_source(want.source)
+        update = want.name in names or "all" in names
+        if want.nodes and (update or not same or not settled(want, lock)):
             asked.append(want)
     return asked
 
 
-def update_problems(wanted: Iterable[tuple[str, str]], update: Any) -> list[str]:
+def update_problems(wanted: Iterable[tuple[str, str]], names: list[str]) -> list[str]:
     """A misspelt name would update nothing without a word."""
     known = sorted({name for name, _engine in wanted})
     return [
         f"lock_update names {name}, which is not in llm_models; there are {', '.join(known) or 'none'}."
-        for name in update_names(update)
+        for name in names
         if name not in (*known, "all")
     ]
 

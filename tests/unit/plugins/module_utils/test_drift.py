@@ -73,9 +73,19 @@ def test_the_report() -> None:
         "drift": ["n3"],
         "unreachable": ["n2"],
         "unknown": ["n4"],
+        "unlocked": [],
     }
     assert found["nodes"] == NODES
     assert drift.report({"n1": NODES["n1"]})["ok"] is True
+    unlocked = drift.report({"n1": NODES["n1"]}, ["q (ollama)"])
+    assert unlocked["ok"] is False
+    (problem,) = drift.problems(unlocked)
+    assert "settle the version of q (ollama)" in problem
+
+
+def test_a_task_that_failed_leaves_its_node_unknown() -> None:
+    found = drift.node_drift({"failed": True, "msg": "No python."}, WANTED, False)
+    assert (found["state"], found["note"]) == ("unknown", "No python.")
 
 
 def test_what_people_read() -> None:
