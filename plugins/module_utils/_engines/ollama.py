@@ -231,7 +231,7 @@ class Ollama:
         if manifest or not (wanted and spec.peers):
             return manifest or self._ask_registry(spec, look.digest)
         path = self.store.partial(wanted)
-        sources = _transfer.peer_sources(spec.peers, wanted, token, self.settings.http.timeout)
+        sources = _transfer.peer_sources(spec.peers, wanted, token, spec.patience)
         try:
             _transfer.fetch_blob(sources, path, wanted, self.settings.http)
             with open(path, "rb") as stream:
@@ -258,7 +258,7 @@ class Ollama:
             for digest in list(missing):
                 done = _transfer.fetch_blob(
                     [
-                        *_transfer.peer_sources(spec.peers, digest, token, self.settings.http.timeout),
+                        *_transfer.peer_sources(spec.peers, digest, token, spec.patience),
                         _transfer.Source(source.blob_url(spec.insecure, digest)),
                     ],
                     self.store.partial(digest),
@@ -487,7 +487,7 @@ class Ollama:
 
         Ollama takes a request to drop one only under a name that has its weights.
         """
-        served = {manifest.weights for name, manifest in store.items() if not name.is_kept and name not in leaving}
+        served = {manifest.weights for name, manifest in store.items() if not (name.is_kept or name in leaving)} - {""}
         loaded = {with_prefix(entry.get("digest") or "") for entry in self.server.running()}
         done = False
         for digest in dict.fromkeys(digests):
