@@ -113,12 +113,14 @@ def plan(nodes: list[Node], targets: Iterable[str]) -> Plan:
     jobs: dict[str, list[dict[str, Any]]] = {}
     needed: set[str] = set()
     lacking = [node for node in nodes if node.name in wanted and node.lacks]
-    for digest in dict.fromkeys(model["digest"] for node in lacking for model in node.models):
+    digests = dict.fromkeys(model["digest"] for node in lacking for model in node.models)
+    # Who is sent files has no time for others meanwhile, so this has to be known first.
+    for digest in sorted(digests, key=lambda digest: not _is_sent(nodes, lacking, digest)):
         chain = [node for node in lacking if digest in node.lacks and _models(node, digest)]
         holders = [node for node in nodes if digest in node.holds]
         if not chain or len(chain) + len(holders) < 2:
             continue
-        sent = not holders and all("file" in model["source"] for model in _models(chain[0], digest))
+        sent = _is_sent(nodes, lacking, digest)
         chain.sort(key=lambda node, sent=sent: ((node.name in senders) is not sent, earlier.get(node.name, 0)))  # type: ignore[misc]
         if sent and chain[0].name not in senders:
             senders.append(chain[0].name)
@@ -139,6 +141,12 @@ def plan(nodes: list[Node], targets: Iterable[str]) -> Plan:
     result.fetch = {name: models for name, models in jobs.items() if name not in senders}
     result.serve = [node.name for node in nodes if node.name in needed]
     return result
+
+
+def _is_sent(nodes: list[Node], lacking: list[Node], digest: str) -> bool:
+    """Whether a version has to come from the controller: it is a file there, and no node has it."""
+    models = [model for node in lacking for model in _models(node, digest)]
+    return not any(digest in node.holds for node in nodes) and any("file" in model["source"] for model in models)
 
 
 def _models(node: Node, digest: str) -> list[dict[str, Any]]:
