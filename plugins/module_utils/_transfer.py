@@ -178,7 +178,7 @@ class _Transfer:
 
     def _gone(self, reasons: list[str], last: FetchError) -> FetchError:
         """Return why the file cannot be had."""
-        if len(reasons) == 1:
+        if len(reasons) < 2:
             return last
         kept = ""
         if self.partial.size:
@@ -220,7 +220,7 @@ class _Transfer:
                 reason = error or error.__class__.__name__
                 failures = 1 if self.partial.size > before else failures + 1
             if self._left(source) <= PAUSE:
-                raise FetchError(f"{_name(source)}: nothing came for {source.patience:.0f} s (last: {reason})")
+                raise FetchError(f"{_name(source)}: nothing came for {source.patience:g} s (last: {reason})")
             if failures > self.options.retries:
                 raise FetchError(f"{_name(source)} failed {failures} times: {reason}")
             time.sleep(PAUSE)

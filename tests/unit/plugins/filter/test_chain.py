@@ -64,5 +64,5 @@ def test_models_addresses_and_who_is_away() -> None:
 
 def test_nothing_to_do() -> None:
     hostvars = {"n1": host("192.0.2.1", has=True), "n2": host("192.0.2.2", has=True)}
-    empty = {"fetch": {}, "send": {}, "serve": [], "away": [], "addresses": []}
+    empty: dict[str, Any] = {"fetch": {}, "send": {}, "serve": [], "away": [], "addresses": []}
     assert chain(["n1", "n2"], hostvars, ["n1", "n2"]) == empty
