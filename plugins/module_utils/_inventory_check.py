@@ -247,7 +247,7 @@ def share_port_problems(node: str, host_vars: Mapping[str, Any], cluster: Mappin
     if found:
         return found
     return [
-        f"{node}: {peer['name']} listens on port {peer['port']}, which is llm_share_port too; choose another one for either."
+        f"{node}: {peer['name']} listens on port {peer['port']}, which is llm_share_port too; choose another one."
         for peer in node_peers(node, host_vars, cluster)
         if peer["port"] == int(share)
     ]

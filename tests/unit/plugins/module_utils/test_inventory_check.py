@@ -66,6 +66,13 @@ def gguf(**model: Any) -> dict[str, Any]:
         ({"n1": {"llm_node_slots": "many"}}, ["llm_node_slots", "'many'"]),
         ({"n1": {"llm_node_weight": 0}}, ["n1", "llm_node_weight"]),
         ({"n1": {"llm_node_port": 70000}}, ["n1", "llm_node_port"]),
+        ({"n1": {"llm_share_port": 0}}, ["n1", "llm_share_port", "from 1"]),
+        ({"n1": {"llm_node_port": 8090}}, ["n1", "port 8090", "llm_share_port"]),
+        ({"n1": {"llm_share_port": "8000"}}, ["n1", "port 8000", "llm_share_port"]),
+        (
+            {"n1": {"llm_share_port": 8000, **gguf(source={"file": "/y"}, port=8000)}},
+            ["n1 listens on port 8000", "llm_share_port"],
+        ),
         ({"n1": {"llm_node_labels": ["gpu"]}}, ["n1", "llm_node_labels"]),
         ({"n1": {"llm_node_labels": {"gpu": {"memory": 24}}}}, ["n1", "label gpu"]),
         ({"n1": {"llm_node_labels": {"racks": ["a", None]}}}, ["n1", "label racks"]),

@@ -231,7 +231,7 @@ def test_a_client_that_leaves_frees_its_place(node: Node) -> None:
     (node.partials / f"{NAME}.part").write_bytes(b"")
     (node.partials / f"{NAME}.part.size").write_text("5")
     said: list[str] = []
-    node.share.say = said.append  # type: ignore[method-assign]
+    node.share.say = said.append
     with socket.create_connection(("127.0.0.1", node.port), 5) as connection:
         connection.sendall(f"GET /blobs/{NAME} HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode())
         assert connection.recv(12) == b"HTTP/1.1 200"
