@@ -124,11 +124,10 @@ def test_locking_updating_and_checking(cluster: Cluster) -> None:
     code, output = cluster.run("lock", lock_update=["tiny:1b"])
     assert code == 0, output
     assert f"tiny:1b (ollama): {tiny.digest} → {moved.digest}" in output
-    size = [
-        f"size: {one['ollama']['size']}"
-        for one in (yaml.safe_load(text)["models"]["tiny:1b"], cluster.locked()["tiny:1b"])
-    ]
-    assert cluster.lock.read_text() == text.replace(tiny.digest, moved.digest).replace(*size)
+    before, after = (lock["tiny:1b"]["ollama"]["size"] for lock in (yaml.safe_load(text)["models"], cluster.locked()))
+    assert cluster.lock.read_text() == text.replace(tiny.digest, moved.digest).replace(
+        f"size: {before}", f"size: {after}"
+    )
     assert cluster.locked()["small:1b"]["ollama"]["digest"] == small.digest
 
 
