@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ansible_collections.llm.cluster.plugins.module_utils import _sync_plan, _verify
+from ansible_collections.llm.cluster.plugins.module_utils import _drift, _sync_plan, _verify
 from ansible_collections.llm.cluster.plugins.module_utils._table import text_table
 
 HostVars = Mapping[str, Mapping[str, Any]]
@@ -30,7 +30,7 @@ def _stats(hostvars: HostVars, nodes: Iterable[str]) -> dict[str, Mapping[str, A
 
 
 def _infos(hostvars: HostVars, balancers: Iterable[str]) -> dict[str, Mapping[str, Any] | None]:
-    return registered(hostvars, balancers, "llm_balancer_info")
+    return registered(hostvars, balancers, "__sync_info")
 
 
 def sync_plan(
@@ -80,6 +80,14 @@ def sync_standing(plan: Mapping[str, Any], peers: Peers, hostvars: HostVars, nod
     return text_table(rows, ("node", "model", "served", "state"))
 
 
+def sync_result(peers: Peers, hostvars: HostVars, nodes: list[str], prune: bool) -> dict[str, Any]:
+    """Return what is written for programs after a sync: the drift that is left."""
+    stats = _stats(hostvars, nodes)
+    return _drift.report(
+        {node: _drift.node_drift(seen, _sync_plan.wanted_models(peers, node), prune) for node, seen in stats.items()}
+    )
+
+
 class FilterModule:
     """Entry point for Ansible."""
 
@@ -89,6 +97,7 @@ class FilterModule:
             "sync_not_loaded": _sync_plan.not_loaded,
             "sync_plan": sync_plan,
             "sync_questions": sync_questions,
+            "sync_result": sync_result,
             "sync_same_models": _sync_plan.same_models,
             "sync_shortage": sync_shortage,
             "sync_standing": sync_standing,
