@@ -16,7 +16,19 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "reference.md"
 # In the order in which a host meets them.
-ROLES = ["cluster", "packages", "llm_cli", "firewall", "ollama", "llama_cpp", "models", "balancer", "client", "verify"]
+ROLES = [
+    "cluster",
+    "packages",
+    "llm_cli",
+    "firewall",
+    "ollama",
+    "llama_cpp",
+    "models",
+    "balancer",
+    "client",
+    "verify",
+    "sync",
+]
 HEAD = """\
 # Reference
 
