@@ -4,11 +4,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -292,6 +296,195 @@ def test_chunks_from_the_controller(run: Run, store: Path, tmp_path: Path) -> No
     assert not run(**wanted)["changed"]
 
 
+# --- llama.cpp, from other nodes ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def peer() -> Iterator[FaultyServer]:
+    """Stand in for another node's share that has the new version."""
+    server = FaultyServer()
+    server.documents = {"/blobs/" + digest_of(NEW).replace(":", "-"): Document(NEW)}
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def token(tmp_path: Path) -> str:
+    path = tmp_path / "token"
+    path.write_text("a token of this run\n", encoding="ascii")
+    return str(path)
+
+
+GONE = "http://127.0.0.1:9"
+
+
+def test_fetched_is_not_served_and_present_only_switches(have: Run, store: Path, mirror: FaultyServer) -> None:
+    have(OLD)
+    predicted = have(NEW, check=True, state="fetched")
+    done = have(NEW, state="fetched")
+    assert predicted["diff"] == done["diff"]
+    assert done["diff"] == {
+        "before": f"tiny:1: {digest_of(OLD)}\n",
+        "after": f"tiny:1: {digest_of(OLD)}, holds {digest_of(NEW)}\n",
+    }
+    entry = done["models"][0]
+    assert (entry["digest_before"], entry["digest_after"]) == (digest_of(OLD), digest_of(OLD))
+    assert (entry["held"], entry["bytes"]) == ([digest_of(NEW)], len(NEW))
+    assert served(store) == OLD
+    for check in (True, False):
+        again = have(NEW, check=check, state="fetched")
+        assert not again["changed"]
+        assert again["diff"]["before"] == again["diff"]["after"]
+    mirror.documents.clear()
+    switched = have(NEW)["models"][0]
+    assert (switched["bytes"], switched["digest_before"], switched["held"]) == (0, digest_of(OLD), [digest_of(OLD)])
+    assert served(store) == NEW
+    # The way back needs no download either.
+    assert have(OLD)["models"][0]["held"] == [digest_of(NEW)]
+    assert served(store) == OLD
+
+
+def test_fetching_restarts_nothing(have: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama_cpp, "unit_states", lambda units: dict.fromkeys(units, RUNNING))
+    for check in (True, False):
+        assert have(OLD, check=check, state="fetched")["restart_units"] == []
+
+
+@pytest.mark.parametrize("source", ["url", "file", ""])
+def test_other_nodes_go_before_the_source(
+    run: Run, store: Path, mirror: FaultyServer, peer: FaultyServer, token: str, *, source: str
+) -> None:
+    sources = {"url": {"url": mirror.url + "/new.gguf"}, "file": {"file": "/srv/new.gguf"}, "": {}}
+    entry = {"name": "tiny:1", "digest": digest_of(NEW), "size": len(NEW), "source": sources[source]}
+    wanted = {"engine": "llama_cpp", "models_dir": str(store), "token_file": token}
+    done = run(**wanted, models=[{**entry, "peers": [GONE, peer.url]}], network_timeout=1)
+    assert done["changed"], done
+    assert served(store) == NEW
+    assert mirror.requests == []
+
+
+def test_the_source_ends_what_another_node_began(
+    run: Run, store: Path, mirror: FaultyServer, peer: FaultyServer, token: str
+) -> None:
+    peer.fault(".*", cut_after=100_000, times=1)
+    peer.fault(".*", status=404)
+    entry = {"name": "tiny:1", "digest": digest_of(NEW), "source": {"url": mirror.url + "/new.gguf"}}
+    wanted = {"engine": "llama_cpp", "models_dir": str(store), "token_file": token, "network_timeout": 1}
+    assert run(**wanted, models=[{**entry, "peers": [peer.url]}])["changed"]
+    assert served(store) == NEW
+    assert [asked for _, _, asked in mirror.requests] == ["bytes=100000-"]
+
+
+def test_a_file_that_no_node_has_comes_from_the_controller(run: Run, store: Path, tmp_path: Path, token: str) -> None:
+    entry = {"name": "tiny:1", "digest": digest_of(OLD), "size": len(OLD), "source": {"file": "/srv/tiny.gguf"}}
+    wanted = {
+        "engine": "llama_cpp",
+        "models_dir": str(store),
+        "models": [{**entry, "peers": [GONE]}],
+        "token_file": token,
+        "network_timeout": 1,
+    }
+    alone = run(**wanted, transfer={"step": "alone"})
+    assert alone["failed"]
+    assert "/srv/tiny.gguf" in alone["msg"]
+    assert "without async" in alone["msg"]
+    assert "missing" not in run(**wanted, transfer={"step": "ask"})
+    missing = {"name": "tiny:1", "digest": digest_of(OLD), "have": 0, "size": len(OLD)}
+    assert run(**wanted)["missing"] == [missing]
+    chunk = tmp_path / "chunk"
+    chunk.write_bytes(OLD)
+    transfer = {"step": "append", "digest": digest_of(OLD), "offset": 0, "chunk": str(chunk), "size": len(OLD)}
+    run(**wanted, transfer={**transfer, "sha256": digest_of(OLD)})
+    part = tmp_path / "partial" / (digest_of(OLD).replace(":", "-") + ".gguf.part")
+    assert Path(f"{part}.size").read_text(encoding="ascii") == str(len(OLD))
+    assert run(**wanted)["changed"]
+    assert served(store) == OLD
+    assert [path.name for path in part.parent.iterdir()] == [".lock"]
+
+
+def test_the_token_has_to_be_there(run: Run, store: Path, peer: FaultyServer) -> None:
+    entry = {"name": "tiny:1", "digest": digest_of(NEW), "peers": [peer.url]}
+    failed = run(engine="llama_cpp", models_dir=str(store), models=[entry], token_file="/nowhere/token")
+    assert "/nowhere/token" in failed["msg"]
+
+
+# --- what runs while it is fetched ----------------------------------------------------------------------------------
+
+
+class StillServer(ThreadingHTTPServer):
+    """Gives the first half of the new version, and then nothing."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), StillHandler)
+        self.end = threading.Event()
+
+
+class StillHandler(BaseHTTPRequestHandler):
+    server: StillServer
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(NEW)))
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(NEW[: len(NEW) // 2])
+        self.wfile.flush()
+        self.server.end.wait(30)
+
+
+def test_a_run_that_is_ended_keeps_what_came(store: Path, tmp_path: Path) -> None:
+    partial = tmp_path / "partial"
+    with StillServer() as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        source = {"url": f"http://127.0.0.1:{server.server_address[1]}/new.gguf"}
+        entry = {"name": "tiny:1", "digest": digest_of(NEW), "source": source}
+        arguments = {"engine": "llama_cpp", "models_dir": str(store), "models": [entry], "network_timeout": 30}
+        text = json.dumps({"ANSIBLE_MODULE_ARGS": arguments})
+        with subprocess.Popen(
+            [sys.executable, "-c", ALONE, text], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": PATHS}
+        ) as process:
+            assert process.stdout
+            wait_until(lambda: json.loads((partial / "progress.json").read_text())["bytes"] == len(NEW) // 2)
+            said = json.loads((partial / "progress.json").read_text())
+            assert said == {"model": "tiny:1", "bytes": len(NEW) // 2, "total": len(NEW), "pid": process.pid}
+            process.terminate()
+            answer = json.loads(process.stdout.read())
+        server.end.set()
+        server.shutdown()
+    assert "run again" in answer["msg"]
+    part = digest_of(NEW).replace(":", "-") + ".gguf.part"
+    assert sorted(path.name for path in partial.iterdir()) == [".lock", part]
+    assert (partial / part).stat().st_size == len(NEW) // 2
+
+
+PATHS = os.pathsep.join(path for path in sys.path if path)
+ALONE = """
+import sys
+from ansible.module_utils import basic
+from ansible_collections.llm.cluster.plugins.modules import model
+basic._ANSIBLE_ARGS, basic._ANSIBLE_PROFILE = sys.argv[1].encode(), "legacy"
+model.main()
+"""
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError, ValueError):
+            if condition():
+                return
+        threading.Event().wait(0.02)
+    raise AssertionError("it did not come to that")
+
+
 class Engine(ThreadingHTTPServer):
     """Answers what the module asks a llama.cpp instance."""
 
@@ -356,6 +549,18 @@ def test_loaded(have: Run, engine: Engine, condition: dict[str, Any], says: str)
     if says:
         assert says in done["msg"]
         assert "journalctl -u llama-cpp@tiny-1.service" in done["msg"]
+
+
+def test_loaded_means_the_wanted_version(have: Run, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    have(OLD)
+    running = llama_cpp.UnitState(installed=True, active=True, enabled=True, started=1e12, pid=1)
+    monkeypatch.setattr(llama_cpp, "unit_states", lambda units: dict.fromkeys(units, running))
+    for content, failed in ((OLD, False), (NEW, True)):
+        line = f"7f-80 r--s 0 8:1 9 /m/sha256-{digest_of(content)[7:]}.gguf"
+        monkeypatch.setattr(llama_cpp, "read_maps", lambda pid, line=line: line)
+        done = have(OLD, state="loaded", port=engine.server_address[1], timeout=1)
+        assert done.get("failed", False) == failed
+    assert f"has {digest_of(NEW)} in memory instead of {digest_of(OLD)}" in done["msg"]
 
 
 BOOT = "boot"
@@ -437,7 +642,7 @@ def pull(run: Run, node: ollama.Server, registry: Registry, tmp_path: Path) -> R
         mirrored = f"{registry.netloc}/library/tiny:1"
         entry = {"name": name or mirrored, "digest": digest, "source": {"registry": mirrored}, "insecure": True}
         fixed = {"engine": "ollama", "port": node.server_address[1], "models_dir": str(tmp_path / "ollama")}
-        return run(check, models=[entry], **fixed, **{"network_timeout": 5, **more})
+        return run(check, **{"models": [entry], **fixed, "network_timeout": 5, **more})
 
     return run_module
 
@@ -622,6 +827,235 @@ def test_ollama_loaded(pull: Run, node: ollama.Server, registry: Registry) -> No
     second = registry.publish("tiny:1", b"two" * 50_000).digest
     assert pull(second, "tiny:1", state="loaded")["changed"]
     assert not pull(second, "tiny:1", state="loaded", check=True)["changed"]
+
+
+def in_memory(node: ollama.Server) -> list[str]:
+    return ["sha256:" + runner.model.digest for runner in node.scheduler.loaded()]
+
+
+def test_ollama_drops_the_old_version_out_of_memory(pull: Run, node: ollama.Server, registry: Registry) -> None:
+    first = registry.publish("tiny:1", b"one" * 50_000).digest
+    pull(first, "tiny:1", state="loaded")
+    second = registry.publish("tiny:1", b"two" * 50_000).digest
+    pull(second, "tiny:1")
+    assert in_memory(node) == []
+    assert pull(second, "tiny:1", state="loaded")["changed"]
+    assert in_memory(node) == [second]
+
+
+def test_ollama_versions_with_the_same_weights(pull: Run, node: ollama.Server, registry: Registry) -> None:
+    first = registry.publish("tiny:1", b"one" * 50_000).digest
+    pull(first, "tiny:1", state="loaded")
+    document = registry.documents["/v2/library/tiny/manifests/1"]
+    document.content = document.content.replace(b'"schemaVersion":2', b'"schemaVersion":2,"annotations":{}')
+    second = digest_of(document.content)
+    assert pull(second, "tiny:1", state="loaded")["changed"]
+    assert in_memory(node) == [second]
+    assert not pull(second, "tiny:1", state="loaded")["changed"]
+
+
+def test_ollama_fetched_then_present(pull: Run, node: ollama.Server, registry: Registry) -> None:
+    first = registry.publish("tiny:1", b"one" * 50_000).digest
+    pull(first, "tiny:1")
+    published = registry.publish("tiny:1", b"two" * 50_000)
+    second = published.digest
+    predicted = pull(second, "tiny:1", state="fetched", check=True)
+    done = pull(second, "tiny:1", state="fetched")
+    assert predicted["diff"] == done["diff"]
+    assert done["diff"]["after"] == f"tiny:1: {first}, holds {second}\n"
+    assert done["models"][0]["held"] == [second]
+    assert done["models"][0]["bytes"] == sum(len(node.store.blob(digest).read_bytes()) for digest in published.blobs)
+    assert names(node) == {"tiny:1": first}
+    assert kept(node) == {second}
+    registry.documents.clear()
+    for check in (True, False):
+        assert not pull(second, "tiny:1", state="fetched", check=check)["changed"]
+    switched = pull(second, "tiny:1")["models"][0]
+    assert (switched["bytes"], switched["digest_before"], switched["held"]) == (0, first, [first])
+    assert (names(node), kept(node)) == ({"tiny:1": second}, {first})
+    # The way back, without a registry that has it.
+    assert pull(first, "tiny:1")["changed"]
+    assert (names(node), kept(node)) == ({"tiny:1": first}, {second})
+
+
+def test_ollama_is_fetched_while_the_server_is_down(
+    run: Run, node: ollama.Server, registry: Registry, tmp_path: Path
+) -> None:
+    digest = registry.publish("tiny:1", b"one" * 50_000).digest
+    source = {"registry": f"{registry.netloc}/library/tiny:1"}
+    wanted = {
+        "engine": "ollama",
+        "port": 9,
+        "models_dir": str(tmp_path / "ollama"),
+        "models": [{"name": "tiny:1", "digest": digest, "source": source, "insecure": True}],
+    }
+    assert run(**wanted, state="fetched")["changed"]
+    assert kept(node) == {digest}
+    assert "systemctl status ollama" in run(**wanted)["msg"]
+
+
+def share_of(node: ollama.Server, manifest: bytes) -> FaultyServer:
+    """Return a server that stands in for a node's share."""
+    server = FaultyServer()
+    server.documents = {f"/blobs/{path.name}": Document(path.read_bytes()) for path in node.store.blobs.iterdir()}
+    server.documents["/blobs/" + digest_of(manifest).replace(":", "-")] = Document(manifest)
+    server.start()
+    return server
+
+
+def test_ollama_from_another_node_when_the_registry_no_longer_has_it(
+    run: Run, pull: Run, node: ollama.Server, registry: Registry, *, token: str, tmp_path: Path
+) -> None:
+    digest = registry.publish("tiny:1", b"one" * 50_000).digest
+    manifest = registry.documents["/v2/library/tiny/manifests/1"].content
+    pull(digest, "tiny:1")
+    share = share_of(node, manifest)
+    registry.documents.clear()
+    moved = registry.publish("tiny:1", b"two" * 50_000).digest
+    registry.requests.clear()
+    (tmp_path / "other").mkdir()
+    source = {"registry": f"{registry.netloc}/library/tiny:1"}
+    entry = {"name": "tiny:1", "digest": digest, "source": source, "insecure": True}
+    wanted = {
+        "engine": "ollama",
+        "state": "fetched",
+        "models_dir": str(tmp_path / "other"),
+        "partial_dir": str(tmp_path / "other-partial"),
+        "token_file": token,
+        "network_timeout": 1,
+    }
+    failed = run(**wanted, models=[{**entry, "peers": [GONE]}])
+    assert digest in failed["msg"]
+    assert moved in failed["msg"]
+    assert {path for _, path, _ in registry.requests} == {"/v2/library/tiny/manifests/1"}
+    registry.requests.clear()
+    done = run(**wanted, models=[{**entry, "peers": [GONE, share.url]}])
+    share.stop()
+    assert done["changed"], done
+    assert registry.requests == []
+    assert done["models"][0]["held"] == [digest]
+    other = ollama.Store(tmp_path / "other")
+    assert ["sha256:" + found.digest for found in other.models()] == [digest]
+    # For the next node in the chain.
+    shared = tmp_path / "other-partial" / "manifests" / digest.replace(":", "-")
+    assert shared.read_bytes() == manifest
+    assert not list((tmp_path / "other-partial").glob("*.part*"))
+
+
+def test_ollama_goes_on_where_it_stopped(
+    pull: Run, node: ollama.Server, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = registry.publish("tiny:1", b"one" * 50_000)
+    weights = f"/v2/library/tiny/blobs/{published.blobs[0]}"
+    registry.fault(weights, cut_after=100_000, times=1)
+    registry.fault(weights, status=503, times=100)
+    failed = pull(published.digest)
+    assert "run again" in failed["msg"]
+    assert all_names(node) == {}
+    part = tmp_path / "partial" / (published.blobs[0].replace(":", "-") + ".part")
+    assert part.stat().st_size == 100_000
+    registry.clear_faults()
+    done = pull(published.digest)["models"][0]
+    assert done["resumed"] == 100_000
+    assert names(node)
+    assert not part.exists()
+
+
+def test_ollama_wrong_bytes_never_get_into_the_store(
+    pull: Run, node: ollama.Server, registry: Registry, tmp_path: Path
+) -> None:
+    published = registry.publish("tiny:1", b"one" * 50_000)
+    registry.fault(f"/v2/library/tiny/blobs/{published.blobs[0]}", wrong_bytes=True)
+    failed = pull(published.digest)
+    assert published.blobs[0] in failed["msg"]
+    assert all_names(node) == {}
+    assert not node.store.blob(published.blobs[0]).exists()
+    assert not list((tmp_path / "partial").glob("*.part"))
+
+
+@pytest.mark.parametrize("damage", ["other bytes", "shorter", "gone"])
+def test_ollama_damaged_blob_is_fetched_again(pull: Run, node: ollama.Server, registry: Registry, damage: str) -> None:
+    published = registry.publish("tiny:1", b"one" * 50_000)
+    pull(published.digest, "tiny:1", state="loaded")
+    blob = node.store.blob(published.blobs[0])
+    if damage == "gone":
+        blob.unlink()
+    else:
+        blob.write_bytes(b"?" * (150_000 if damage == "other bytes" else 10))
+    predicted = pull(published.digest, "tiny:1", check=True)
+    assert blob.exists() == (damage != "gone")
+    done = pull(published.digest, "tiny:1")
+    assert done["changed"]
+    assert predicted["diff"] == done["diff"]
+    assert done["diff"]["before"] == f"tiny:1: {published.digest}, damaged\n"
+    assert blob.read_bytes() == b"one" * 50_000
+    assert in_memory(node) == []
+    assert kept(node) == set()
+    assert not pull(published.digest, "tiny:1")["changed"]
+
+
+def test_ollama_damaged_blob_is_not_served_while_the_registry_is_down(
+    pull: Run, node: ollama.Server, registry: Registry
+) -> None:
+    published = registry.publish("tiny:1", b"one" * 50_000)
+    pull(published.digest)
+    node.store.blob(published.blobs[0]).write_bytes(b"?" * 150_000)
+    registry.fault(".*", status=404)
+    assert "404" in pull(published.digest)["msg"]
+    assert not node.store.blob(published.blobs[0]).exists()
+
+
+def test_ollama_keeps_what_it_serves_when_the_switch_fails(
+    pull: Run, node: ollama.Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = registry.publish("tiny:1", b"one" * 50_000).digest
+    pull(first, "tiny:1")
+    second = registry.publish("tiny:1", b"two" * 50_000).digest
+
+    def refuse(handler: ollama.Handler) -> None:
+        raise ollama.ApiError(500, "no copy today")
+
+    with monkeypatch.context() as patch:
+        patch.setitem(ollama.ROUTES, ("POST", "/api/copy"), refuse)
+        failed = pull(second, "tiny:1")
+    assert "no copy today" in failed["msg"]
+    assert f"has {first} as before" in failed["msg"]
+    assert names(node) == {"tiny:1": first}
+    assert pull(second, "tiny:1")["models"][0]["bytes"] == 0
+    assert names(node) == {"tiny:1": second}
+
+
+def test_a_store_that_is_not_the_servers(pull: Run, node: ollama.Server, registry: Registry, tmp_path: Path) -> None:
+    digest = registry.publish("tiny:1").digest
+    pull(digest, "tiny:1")
+    (tmp_path / "elsewhere").mkdir()
+    failed = pull(digest, "tiny:1", models_dir=str(tmp_path / "elsewhere"))
+    assert "not that server's store" in failed["msg"]
+    assert "There is no store" in pull(digest, state="fetched", models_dir=str(tmp_path / "none"))["msg"]
+
+
+def test_what_comes_into_the_store_is_the_stores(
+    pull: Run, node: ollama.Server, registry: Registry, tmp_path: Path
+) -> None:
+    (tmp_path / "ollama").chmod(0o750)
+    published = registry.publish("tiny:1")
+    pull(published.digest, "tiny:1", state="fetched")
+    assert oct(node.store.blob(published.blobs[0]).stat().st_mode) == "0o100640"
+    (manifest,) = (path for path in node.store.manifests.rglob("*") if path.is_file())
+    assert oct(manifest.stat().st_mode) == "0o100640"
+    assert {oct(folder.stat().st_mode) for folder in list(manifest.parents)[:3]} == {"0o40750"}
+
+
+def test_ollama_disk_is_checked_when_only_another_node_knows_the_size(
+    pull: Run, node: ollama.Server, registry: Registry, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = registry.publish("tiny:1", b"one" * 50_000)
+    monkeypatch.setattr(_fetch, "free_bytes", lambda path: 100_000)
+    source = {"registry": f"{registry.netloc}/library/tiny:1"}
+    entry = {"name": "tiny:1", "digest": published.digest, "source": source, "insecure": True, "peers": [GONE]}
+    failed = pull(published.digest, models=[entry], token_file=token, network_timeout=1)
+    assert "are free" in failed["msg"]
+    assert not any("/blobs/" in path for _, path, _ in registry.requests)
 
 
 def test_ollama_absent(pull: Run, node: ollama.Server, registry: Registry) -> None:
