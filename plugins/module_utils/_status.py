@@ -123,7 +123,7 @@ def _node_status(
     at = peers_at(node, balancers)
     seen, notes = condition(at), balancer_notes(node, at)
     if isinstance(stats, Silent):
-        state = "unreachable" if stats.unreachable else "unread"
+        state = "unreachable" if stats.unreachable else "silent"
         notes.insert(0, f"{node}: {stats.reason}")
         engine, unread = None, []
     else:
@@ -235,13 +235,13 @@ def _node_stats(node: str, answer: Answer | Silent, balancers: Mapping[str, Answ
         "unread": [],
     }
     if isinstance(answer, Silent):
-        entry.update(state="unreachable" if answer.unreachable else "unread", reason=answer.reason)
+        entry.update(state="unreachable" if answer.unreachable else "silent", reason=answer.reason)
     else:
         entry.update({part: answer[part] for part in ("engine", "cpu", "memory", "disk", "gpus", "waiting", "unread")})
         entry["state"] = seen or ("up" if answer["engine"]["healthy"] else "out")
         entry["reason"] = answer["engine"]["reason"]
     entry["slots"] = slots_of(answer, at)
-    # What waits may take several of a node's peers, so they don't add up: the one that most wait for tells the node's queue.
+    # What waits may take several of a node's peers, so their numbers don't add up.
     queue = sum(max((peer["waiting"] for peer in found if peer["state"] == "up"), default=0) for found in at.values())
     entry["requests"] = requests([peer["minute"] for peer in peers], queue) if peers else None
     return entry
@@ -286,7 +286,7 @@ def stats_lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def _node_lines(node: str, entry: Mapping[str, Any]) -> list[str]:
-    if entry["state"] in ("unreachable", "unread"):
+    if entry["state"] in ("unreachable", "silent"):
         first = f"{node}: {state_text(entry)}: {entry['reason']}"
     else:
         cpu, memory = entry["cpu"], entry["memory"]
