@@ -44,8 +44,8 @@ PLAYBOOKS = """\
 | `playbooks/drain.yml` | takes the node of `-e node=NAME` out of service on all balancers, waits until it is idle |
 | `playbooks/resume.yml` | takes it back |
 | `playbooks/remove.yml` | takes the cluster's parts off the hosts that `--limit` names; models stay |
-| `playbooks/lock.yml` | writes down which version of each model every node must serve; `--check` fails if the file would change |
-| `playbooks/drift.yml` | reports where nodes differ from the lock, also to `result.json`; fails if any does; changes nothing |
+| `playbooks/lock.yml` | writes down the version of each model that every node must serve; `--check` fails if it would |
+| `playbooks/drift.yml` | reports where nodes differ from the lock, also to `result.json`; fails if any does |
 | `playbooks/verify.yml` | asks every node and the endpoint a real question and prints who answered; changes nothing |
 
 Installed from a tarball they are `llm.cluster.site`, `llm.cluster.drain` and so on. In a checkout there
