@@ -8,9 +8,8 @@ Pure functions. A host that could not be asked is a Silent one; it is told of as
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Iterable, Mapping, Sequence
 
 from ansible_collections.llm.cluster.plugins.module_utils._drift import DRIFTED, WORDS, node_drift, short
 from ansible_collections.llm.cluster.plugins.module_utils._table import text_table
