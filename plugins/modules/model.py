@@ -98,7 +98,7 @@ options:
         RV(restart_units) serve it from their next start on.
         A version that was served before stays on the node for the way back.
       - V(fetched) has the wanted version on the node, verified, and goes on serving what is served. V(present) needs
-        nothing but a switch then.
+        nothing but a switch then. A served version that is damaged is mended.
       - V(loaded) also has it in memory. Ollama loads it; a llama.cpp instance has to be healthy and to complete a
         one-token prompt within O(timeout).
       - V(absent) removes the name, and the files that no other model needs.
@@ -289,8 +289,8 @@ models:
     held:
       description:
         - Digests of the model's versions that are on the node, whole, beside the served one, the wanted one first, then
-          former ones, newest first. With one of them as RV(models.digest_before) after a switch, the way back needs no
-          download.
+          former ones, newest first.
+        - If RV(models[].digest_before) is among them after a switch, the way back needs no download.
       type: list
       elements: str
     note:

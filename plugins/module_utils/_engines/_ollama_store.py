@@ -345,10 +345,16 @@ class OllamaStore:
         path = self._path(kept_reference(unit, manifest.digest))
         if self._read(path) == manifest:
             return
-        self._make_folder(os.path.dirname(path))
         mode, owner = self._ownership()
         # Written elsewhere first: in the store's folder Ollama would take it for another name.
-        _files.write_bytes(path, manifest.raw, mode, owner, new=os.path.join(self.partial_dir, "manifest.new"))
+        new = os.path.join(self.partial_dir, "manifest.new")
+        try:
+            self._make_folder(os.path.dirname(path))
+            _files.write_bytes(path, manifest.raw, mode, owner, new)
+        except FileNotFoundError:
+            # Ollama, when it deletes a model, removes every folder that is empty then.
+            self._make_folder(os.path.dirname(path))
+            _files.write_bytes(path, manifest.raw, mode, owner, new)
 
     def replaced(self, unit: str, old: str, new: str) -> None:
         """Note that a model's version gave way to another one."""

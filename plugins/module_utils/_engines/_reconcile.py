@@ -117,7 +117,7 @@ def _check(spec: ModelSpec) -> None:
         )
     if spec.engine == "llama_cpp" and spec.registry:
         raise EngineError(f"{spec.name}: llama.cpp gets models from source.url or source.file, not from a registry.")
-    if spec.engine == "llama_cpp" and (not spec.unit or "/" in spec.unit or spec.unit.startswith(".")):
+    if not spec.unit or "/" in spec.unit or spec.unit.startswith("."):
         raise EngineError(f"{spec.name}: {spec.unit!r} cannot be a unit's name.")
 
 
@@ -277,6 +277,9 @@ class Reconciler:
             entry["changed"] = True
             if not self.settings.read_only:
                 fetched = engine.fetch(spec, look)
+                if look.wanted and look.wanted == look.digest:
+                    # It is served, and was damaged: what is in memory may be as well.
+                    engine.activate(spec, look)
                 entry.update(bytes=fetched.moved, resumed=fetched.resumed, held=engine.kept(spec))
         if look.wanted != look.digest:
             entry["holds_after"] = look.wanted or "the version that is offered"

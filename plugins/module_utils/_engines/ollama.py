@@ -300,7 +300,7 @@ class Ollama:
             self.server.copy(kept_reference(unit, before.digest).shown, name.shown)
         elif now and not before:
             self.server.delete(name.shown)
-        if before and parse_reference(name.shown) in self.store.names():
+        if before and name in self.store.names():
             self.store.unname(kept_reference(unit, before.digest))
 
     def activate(self, spec: ModelSpec, look: Look) -> str:
@@ -312,7 +312,7 @@ class Ollama:
             before = self.store.names().get(target)
             if before and before.digest == wanted:
                 # Its blobs were damaged and have been fetched anew: what is in memory may be from the damaged ones.
-                if in_memory(self.server.running(), target.shown, before, {}):
+                if in_memory(self.server.running_if_up(), target.shown, before, {}):
                     self.server.unload(target.shown, wanted)
             else:
                 self._switch(spec, target, before, wanted)

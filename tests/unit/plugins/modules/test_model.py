@@ -154,6 +154,18 @@ def test_a_damaged_file_is_fetched_again(have: Run, store: Path, damage: str) ->
     assert not have(OLD)["changed"]
 
 
+def test_a_damaged_file_that_is_served_is_mended_by_fetching(
+    have: Run, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    have(OLD)
+    next(store.glob("sha256-*.gguf")).write_bytes(b"damaged")
+    running = llama_cpp.UnitState(installed=True, active=True, enabled=True, started=time.clock_gettime(1))
+    monkeypatch.setattr(llama_cpp, "unit_states", lambda units: dict.fromkeys(units, running))
+    assert have(OLD, state="fetched")["changed"]
+    assert served(store) == OLD
+    assert have(OLD)["restart_units"] == ["tiny-1"]
+
+
 def test_a_damaged_file_is_not_served_while_the_mirror_is_down(have: Run, store: Path, mirror: FaultyServer) -> None:
     have(OLD)
     next(store.glob("sha256-*.gguf")).write_bytes(b"damaged")
@@ -973,8 +985,11 @@ def test_ollama_wrong_bytes_never_get_into_the_store(
     assert not list((tmp_path / "partial").glob("*.part"))
 
 
+@pytest.mark.parametrize("state", ["present", "fetched"])
 @pytest.mark.parametrize("damage", ["other bytes", "shorter", "gone"])
-def test_ollama_damaged_blob_is_fetched_again(pull: Run, node: ollama.Server, registry: Registry, damage: str) -> None:
+def test_ollama_damaged_blob_is_fetched_again(
+    pull: Run, node: ollama.Server, registry: Registry, damage: str, state: str
+) -> None:
     published = registry.publish("tiny:1", b"one" * 50_000)
     pull(published.digest, "tiny:1", state="loaded")
     blob = node.store.blob(published.blobs[0])
@@ -982,9 +997,9 @@ def test_ollama_damaged_blob_is_fetched_again(pull: Run, node: ollama.Server, re
         blob.unlink()
     else:
         blob.write_bytes(b"?" * (150_000 if damage == "other bytes" else 10))
-    predicted = pull(published.digest, "tiny:1", check=True)
+    predicted = pull(published.digest, "tiny:1", check=True, state=state)
     assert blob.exists() == (damage != "gone")
-    done = pull(published.digest, "tiny:1")
+    done = pull(published.digest, "tiny:1", state=state)
     assert done["changed"]
     assert predicted["diff"] == done["diff"]
     assert done["diff"]["before"] == f"tiny:1: {published.digest}, damaged\n"

@@ -266,7 +266,8 @@ def test_blobs_of_no_version(run: Run, node: ollama.Server, filled: dict[str, st
 def test_what_belongs_to_a_version_on_its_way_stays(
     run: Run, node: ollama.Server, filled: dict[str, str], tmp_path: Path
 ) -> None:
-    wanted = [{"name": "tiny:1", "digest": filled["now"], "port": 9}, {"name": "next", "digest": digest_of(b"next")}]
+    tiny = {"name": "tiny:1", "digest": filled["now"], "port": 9}
+    wanted = [tiny, {"name": "next", "digest": digest_of(b"next")}]
     done = run(engine="ollama", models=wanted, keep_previous=2)
     assert "partial" not in {kind for kind, _, _ in removed(done)}
     content = json.dumps(
@@ -274,7 +275,7 @@ def test_what_belongs_to_a_version_on_its_way_stays(
     ).encode()
     manifest = tmp_path / "partial" / "manifests" / digest_of(content).replace(":", "-")
     manifest.write_bytes(content)
-    wanted[1]["digest"] = digest_of(content)
+    wanted = [tiny, {"name": "next", "digest": digest_of(content)}]
     assert not run(engine="ollama", models=wanted, keep_previous=2)["changed"]
     assert manifest.exists()
 
