@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import socket
 import time
 import urllib.parse
 from dataclasses import dataclass
@@ -31,8 +32,11 @@ from ansible_collections.llm.cluster.plugins.module_utils._fetch import (
 )
 from ansible_collections.llm.cluster.plugins.module_utils._share_server import Bucket
 
-# Inside a LAN a node that is up takes a connection at once.
-CONNECT = 5.0
+# Inside a LAN a node that is up takes a connection at once. One that took none so often is down.
+CONNECT = 3.0
+TRIES = 3
+# After so much silence a peer is asked anew, which shows whether it is up.
+PROBE = 10.0
 # Between two tries at a peer.
 PAUSE = 0.5
 # Longest time in which a peer may keep a question that it cannot answer yet.
@@ -54,7 +58,7 @@ class Source:
 
 
 class NotYetError(Exception):
-    """A peer hasn't got the file yet."""
+    """A peer is up, but hasn't got the file or the next bytes of it yet."""
 
 
 def peer_sources(peers: Iterable[str], digest: str, token: str, patience: float) -> list[Source]:
@@ -193,7 +197,8 @@ class _Transfer:
             self.noted = total
             note_size(self.partial.path, total)
         self.bucket.take(count)
-        self.moved_at = time.monotonic()
+        if count:
+            self.moved_at = time.monotonic()
 
     def _receive(self, source: Source) -> None:
         """Append what a source has; return when it says that the file is whole."""
@@ -221,7 +226,7 @@ class _Transfer:
                 failures = 1 if self.partial.size > before else failures + 1
             if self._left(source) <= PAUSE:
                 raise FetchError(f"{_name(source)}: nothing came for {source.patience:g} s (last: {reason})")
-            if failures > self.options.retries:
+            if failures >= TRIES:
                 raise FetchError(f"{_name(source)} failed {failures} times: {reason}")
             time.sleep(PAUSE)
 
@@ -240,8 +245,7 @@ class _Transfer:
             headers = {"Authorization": "Bearer " + source.token, "Prefer": f"wait={wait}"}
             if self.partial.size:
                 headers["Range"] = f"bytes={self.partial.size}-"
-            # From here on silence is what counts.
-            connection.sock.settimeout(max(left, wait + PAUSE))
+            connection.sock.settimeout(wait + CONNECT)
             connection.request("GET", where.path, headers=headers)
             wire = connection.sock
             response = connection.getresponse()
@@ -253,8 +257,11 @@ class _Transfer:
                 raise OSError("it has less than what is here already")
             if response.status not in (200, 206):
                 raise FetchError(f"{_name(source)} answered {response.status} {response.reason}")
-            wire.settimeout(source.patience)
-            return _fetch.append_body(response, self.partial, _name(source), self._moved)
+            wire.settimeout(min(PROBE, source.patience))
+            try:
+                return _fetch.append_body(response, self.partial, _name(source), self._moved)
+            except socket.timeout as error:
+                raise NotYetError("it sends nothing") from error
         finally:
             connection.close()
 

@@ -71,10 +71,10 @@ class Handler(BaseHTTPRequestHandler):
             )
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if trick in ("half", "stall"):
-            self.wfile.write(body[: len(body) // 2])
+        if trick in ("half", "stall", "silent"):
+            self.wfile.write(body[: len(body) // 2 if trick != "silent" else 0])
             self.wfile.flush()
-            time.sleep(3 if trick == "stall" else 0)
+            time.sleep(0 if trick == "half" else 3)
             return
         self.wfile.write(body)
 
@@ -139,6 +139,28 @@ def test_sources_in_their_order(
     assert [list(dict.fromkeys(each)) for each in got] == [list(dict.fromkeys(each)) for each in asked]
     assert servers[0].tokens == {f"Bearer {TOKEN}"}
     assert servers[2].tokens <= {""}
+
+
+def test_a_peer_that_pauses_is_asked_anew_within_its_patience(
+    serve: Make, part: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_transfer, "PROBE", 0.2)
+    pauses, other = serve("stall", "503", "good"), serve()
+    fetch_blob([pauses.peer(5.0), other.peer()], str(part), DIGEST, QUICK)
+    assert (pauses.ranges, other.ranges) == (["", REST, REST], [])
+
+
+def test_a_peer_that_is_down_is_not_waited_for(serve: Make, part: Path) -> None:
+    began = time.monotonic()
+    dead = Source("http://127.0.0.1:9/blobs/x", TOKEN, 60.0, peer=True)
+    fetch_blob([dead, serve().peer()], str(part), DIGEST, QUICK)
+    assert time.monotonic() - began < 2
+
+
+def test_an_answer_without_bytes_is_silence(serve: Make, part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_transfer, "PROBE", 0.1)
+    with pytest.raises(FetchError, match=r"nothing came for 0\.6 s"):
+        fetch_blob([serve("silent").peer(0.6)], str(part), DIGEST, QUICK)
 
 
 def test_goes_on_where_an_earlier_run_stopped(serve: Make, part: Path) -> None:
