@@ -29,6 +29,35 @@ class PlaybookRun:
         return {host: seen["changed"] for host, seen in self.hosts.items() if seen["changed"]}
 
 
+def playbook_environment(report: Path, **more: str) -> dict[str, str]:
+    """Return the environment of ansible-playbook, with the counting callback that writes to ``report``."""
+    return {
+        **os.environ,
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+        "ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "tests" / "callbacks"),
+        "ANSIBLE_CALLBACKS_ENABLED": "count_tasks",
+        "COUNT_TASKS_FILE": str(report),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        **more,
+    }
+
+
+def run_playbook(inventory: str, *arguments: str, folder: Path, **environment: str) -> PlaybookRun:
+    """Run ansible-playbook; ``folder`` takes the counting callback's report."""
+    report = folder / "tasks.json"
+    done = subprocess.run(
+        ["ansible-playbook", "-i", inventory, *arguments],
+        cwd=ROOT,
+        env=playbook_environment(report, **environment),
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    seen = json.loads(report.read_text())
+    return PlaybookRun(done.returncode, done.stdout + done.stderr, seen["seconds"], seen["hosts"])
+
+
 @dataclass(frozen=True)
 class Cluster:
     """Access to the hosts of the cluster and to Ansible."""
@@ -63,24 +92,4 @@ class Cluster:
 
     def playbook(self, *arguments: str, folder: Path) -> PlaybookRun:
         """Run ansible-playbook on the demo's inventory; ``folder`` takes the counting callback's report."""
-        report = folder / "tasks.json"
-        environment = {
-            **os.environ,
-            "LLM_DEMO_NAME": self.name,
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "tests" / "callbacks"),
-            "ANSIBLE_CALLBACKS_ENABLED": "count_tasks",
-            "COUNT_TASKS_FILE": str(report),
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        }
-        done = subprocess.run(
-            ["ansible-playbook", "-i", "inventories/demo", *arguments],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-        seen = json.loads(report.read_text())
-        return PlaybookRun(done.returncode, done.stdout + done.stderr, seen["seconds"], seen["hosts"])
+        return run_playbook("inventories/demo", *arguments, folder=folder, LLM_DEMO_NAME=self.name)

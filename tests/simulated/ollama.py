@@ -507,7 +507,7 @@ class Scheduler:
 
 
 def answer_tokens(model: str, prompt: str) -> list[str]:
-    """The made-up answer: always the same for the same model and prompt."""
+    """The made-up answer: always the same for the same version of a model (NAME@DIGEST) and prompt."""
     mark = hashlib.sha256(prompt.encode("utf-8", "replace")).hexdigest()[:8]
     return [*f"This is a simulated answer of {model} to prompt {mark}.".replace(" ", " \n").split("\n")]
 
@@ -531,7 +531,7 @@ class Completion:
 
     def __iter__(self) -> Iterator[tuple[str, Json | None]]:
         runner = self.runner
-        tokens = answer_tokens(self.model.name.short(), self.prompt)
+        tokens = answer_tokens(f"{self.model.name.short()}@{runner.model.digest[:12]}", self.prompt)
         reason = "stop"
         if 0 < self.limit < len(tokens):
             tokens, reason = tokens[: self.limit], "length"
