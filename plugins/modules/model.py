@@ -81,7 +81,7 @@ options:
                 O(models[].name).
             type: str
       insecure:
-        description: Whether Ollama may talk plain HTTP to the registry.
+        description: Whether to talk plain HTTP to the registry.
         type: bool
         default: false
       unit:
