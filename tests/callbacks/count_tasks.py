@@ -38,6 +38,7 @@ LOCAL = {
     "pause",
     "set_fact",
     "set_stats",
+    "show",
     "validate_argument_spec",
 }
 
