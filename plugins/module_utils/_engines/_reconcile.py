@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
@@ -326,4 +327,6 @@ def _missing(spec: ModelSpec, look: Look) -> dict[str, Any]:
 
 def _message(spec: ModelSpec | None, error: BaseException) -> str:
     text = str(error)
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        text = f"The disk is full ({error}). Make room; the next run goes on from what is there."
     return text if spec is None or spec.name in text else f"{spec.name}: {text}"

@@ -233,6 +233,28 @@ def test_a_model_too_large_is_refused_before_anything_is_fetched(
         assert have(OLD, check_memory=False)["changed"]
 
 
+@pytest.mark.parametrize("where", ["the partial file", "the store"])
+def test_the_disk_fills_up(have: Run, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    have(OLD)
+
+    def full(*_arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if where == "the store":
+            patch.setattr(_gguf_store.GgufStore, "adopt", full)
+        else:
+            patch.setattr(_fetch.Partial, "write", full)
+        failed = have(NEW)
+    assert failed["failed"]
+    assert "Make room" in failed["msg"]
+    assert "Traceback" not in failed["msg"]
+    assert served(store) == OLD
+    assert not (store / (digest_of(NEW).replace(":", "-") + ".gguf")).exists()
+    assert have(NEW)["changed"]
+    assert served(store) == NEW
+
+
 def test_another_run_holds_the_store(have: Run, store: Path, tmp_path: Path) -> None:
     have(OLD)
     keeper = _gguf_store.GgufStore(str(store), str(tmp_path / "partial"))
