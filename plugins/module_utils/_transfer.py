@@ -241,7 +241,8 @@ class _Transfer:
         connection = http.client.HTTPConnection(where.hostname or "", where.port or 80, timeout=min(CONNECT, left))
         try:
             connection.connect()
-            wait = max(int(min(WAIT, left / 2)), 1)
+            # Who gave some of it has the file: silence means that it is down.
+            wait = 1 if self.partial.size else max(int(min(WAIT, left / 2)), 1)
             headers = {"Authorization": "Bearer " + source.token, "Prefer": f"wait={wait}"}
             if self.partial.size:
                 headers["Range"] = f"bytes={self.partial.size}-"
