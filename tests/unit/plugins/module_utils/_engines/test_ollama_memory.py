@@ -117,6 +117,52 @@ def test_a_damaged_model_can_be_removed(engine: engines.Ollama, server: ollama.S
     assert "a:1" not in engine.models()
 
 
+def wanted(name: str, digest: str) -> list[ModelSpec]:
+    return [ModelSpec(name, engine="ollama", unit=name.replace(":", "-"), digest=digest)]
+
+
+def test_what_is_pruned_leaves_the_memory_but_not_with_weights_that_stay(
+    engine: engines.Ollama, server: ollama.Server
+) -> None:
+    one, two, other = version(server, b"weights", "one"), version(server, b"weights", "two"), version(server, b"other")
+    serve(engine, "extra:1", one)
+    serve(engine, "extra:2", other)
+    serve(engine, "a:1", two)
+    assert in_memory(server) == {("extra:1", one), ("extra:2", other)}
+    engine.prune(wanted("a:1", two), frozenset(), 1)
+    assert in_memory(server) == {("extra:1", one)}
+    assert set(server.store.models()) == {server.store.get(ollama.Name.parse("a:1"))}
+
+
+def test_a_damaged_model_can_be_pruned(engine: engines.Ollama, server: ollama.Server) -> None:
+    old, new = version(server, b"old", config=b'{"model_type": "1M"}'), version(server, b"new")
+    serve(engine, "extra:1", old)
+    serve(engine, "a:1", new)
+    server.store.blob("sha256:" + hashlib.sha256(b'{"model_type": "1M"}').hexdigest()).unlink()
+    engine.prune(wanted("a:1", new), frozenset(), 1)
+    assert set(engine.models()) == {"a:1"}
+
+
+def test_another_name_of_a_served_version_is_pruned_without_a_trace(
+    engine: engines.Ollama, server: ollama.Server
+) -> None:
+    digest = version(server, b"weights")
+    serve(engine, "a:1", digest)
+    serve(engine, "alias:1", digest)
+    engine.prune(wanted("a:1", digest), frozenset(), 1)
+    assert [model.name.short() for model in server.store.models()] == ["a:1"]
+    assert in_memory(server) == {("a:1", digest)}
+
+
+def test_mended_weights_are_dropped_under_any_name(engine: engines.Ollama, server: ollama.Server) -> None:
+    one, two = version(server, b"weights", "one"), version(server, b"weights", "two")
+    serve(engine, "alias:1", one)
+    serve(engine, "a:1", two)
+    spec = wanted("a:1", two)[0]
+    engine.activate(spec, engine.look(spec))
+    assert in_memory(server) == set()
+
+
 def test_what_ollama_saw_without_weights_needs_its_restart(engine: engines.Ollama, server: ollama.Server) -> None:
     digest = version(server, b"weights")
     serve(engine, "a:1", digest, load=False)
