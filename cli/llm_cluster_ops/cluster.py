@@ -1,0 +1,254 @@
+# Copyright: (c) 2026, llm.cluster contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A cluster in Python: what ``llm cluster`` does, as methods with typed results.
+
+    from llm_cluster_ops import Cluster
+
+    cluster = Cluster("~/clusters/office")
+    cluster.drain("node1", reason="new disk")
+
+What fails raises a ClusterError; its message says what to do. A playbook that fails raises a RunFailedError, whose
+``run`` tells which host failed where.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import _create, _folder, _inventory
+from ._errors import ClusterError, RunFailedError, UsageError, near
+from ._inventory import Inventory, Node
+from ._runner import Run, Silent, Watcher, run_playbook
+
+PLAYBOOKS = Path(__file__).parent / "playbooks"
+
+__all__ = ["Cluster", "Created", "Node", "Removed", "Run", "Used"]
+
+
+@dataclass(frozen=True)
+class Created:
+    """A new cluster: its folder, and where its vault's password is."""
+
+    cluster: Cluster
+    password_file: Path
+
+
+@dataclass(frozen=True)
+class Removed:
+    """A node that is out; ``kept`` is where its variables are, if they held more than the commands write."""
+
+    node: str
+    kept: Path | None
+
+
+@dataclass(frozen=True)
+class Used:
+    """How this user's llm uses the endpoint now."""
+
+    url: str
+    models: list[str]
+    key_name: str
+    has_key: bool
+    self_signed: bool
+
+
+class Cluster:
+    """A cluster's folder and what can be done with it.
+
+    :param directory: the folder; without it LLM_CLUSTER_DIR, the current folder or one above it
+    :param watcher: sees the progress of long work
+    """
+
+    def __init__(self, directory: str | Path | None = None, watcher: Watcher | None = None) -> None:
+        self.folder = _folder.find(directory)
+        self.watcher = watcher or Silent()
+
+    @classmethod
+    def init(
+        cls,
+        directory: str | Path = ".",
+        *,
+        name: str | None = None,
+        user: str | None = None,
+        balancer: str | None = None,
+    ) -> Created:
+        """Make a cluster's folder, with a first key in its vault.
+
+        :param name: the folder's own by default
+        :param user: who logs in to the hosts; by default the one who calls this
+        :param balancer: HOST or HOST:PORT of the first balancer
+        """
+        folder = Path(directory).expanduser().absolute()
+        host = parse_host(balancer) if balancer else None
+        password = _create.create(folder, name or folder.name, user or getpass.getuser(), host)
+        return Created(cls(folder), password)
+
+    @property
+    def name(self) -> str:
+        """The cluster's name."""
+        return _create.name_of(self.folder)
+
+    def inventory(self) -> Inventory:
+        """Return the inventory as Ansible reads it."""
+        return _inventory.read(self.folder)
+
+    def nodes(self) -> list[str]:
+        """Return the names of the nodes, in the inventory's order."""
+        return self.inventory().members(_inventory.NODES)
+
+    def add_node(self, node: Node, *, deploy: bool = True) -> list[Run]:
+        """Check a host, write it into the inventory, and unless ``deploy`` is false deploy just it and let it in."""
+        node.check()
+        _inventory.check_new(self.folder, self.inventory(), node.name)
+        with self.draft(node) as file:
+            checked = self.play(
+                PLAYBOOKS / "check_host.yml", "check-host", extra={"new_node": node.name}, inventory=[file]
+            )
+        _inventory.add_node(self.folder, node)
+        if not deploy:
+            return [checked]
+        try:
+            deployed = self.play("site", "deploy", limit=f"{node.name},{_inventory.BALANCERS}")
+            return [checked, deployed, self.play("resume", "resume", extra={"node": node.name})]
+        except RunFailedError as error:
+            self.watcher.say(
+                f"{node.name} is in the inventory, but not all is done. When what is said below is mended: "
+                f"llm cluster deploy; or give up with: llm cluster remove-node {node.name}"
+            )
+            raise error
+
+    @contextlib.contextmanager
+    def draft(self, node: Node) -> Iterator[Path]:
+        """Have an inventory with a node that is not in the real one; Ansible passes over files whose names start so."""
+        with tempfile.NamedTemporaryFile("w", prefix=".new-", suffix=".yml", dir=self.folder, encoding="utf-8") as file:
+            file.write(_inventory.dump({_inventory.NODES: {"hosts": {node.name: node.variables() or None}}}))
+            file.flush()
+            yield Path(file.name)
+
+    def remove_node(self, name: str, *, purge_models: bool = False, leave_host: bool = False) -> Removed:
+        """Drain a node, take the cluster's parts off it, and take it out of the inventory and the balancers' table.
+
+        :param purge_models: also remove the models from the host
+        :param leave_host: don't touch the host, for one that is gone
+        """
+        _inventory.check_removable(self.inventory(), name)
+        self.play("drain", "drain", extra={"node": name, "drain_reason": "remove-node"})
+        if not leave_host:
+            purge = {"ollama_remove_models": purge_models, "llama_cpp_remove_models": purge_models}
+            self.play("remove", "clean", limit=name, extra=purge)
+        kept = _inventory.remove_node(self.folder, name)
+        self.play("site", "balancers", limit=_inventory.BALANCERS, tags="balancer")
+        return Removed(name, kept)
+
+    def deploy(self, *, check: bool = False, diff: bool = False, limit: Sequence[str] = ()) -> Run:
+        """Run ``site.yml``: bring every host to what the inventory says."""
+        return self.play("site", "deploy", check=check, diff=diff, limit=self.limit(limit))
+
+    def verify(self, *, check: bool = False, diff: bool = False) -> Run:
+        """Run ``verify.yml``: ask every node and the endpoint a real question. Changes nothing."""
+        return self.play("verify", "verify", check=check, diff=diff)
+
+    def drain(self, name: str, *, reason: str | None = None, timeout: int | None = None) -> Run:
+        """Take a node out of service on every balancer, and wait until it has finished what it works on."""
+        self.known_node(name)
+        extra: dict[str, Any] = {"node": name}
+        if reason:
+            extra["drain_reason"] = reason
+        if timeout is not None:
+            extra["drain_timeout"] = timeout
+        return self.play("drain", "drain", extra=extra)
+
+    def resume(self, name: str) -> Run:
+        """Take a drained node back into service."""
+        self.known_node(name)
+        return self.play("resume", "resume", extra={"node": name})
+
+    def use(self) -> Used:
+        """Set up this user's llm for the endpoint: its models and its key."""
+        from . import _use
+
+        if not self.inventory().members(_inventory.BALANCERS):
+            raise UsageError(
+                f"The inventory has no balancer: put a host below {_inventory.BALANCERS} in {_folder.NODES_FILE}."
+            )
+        found = self.play(PLAYBOOKS / "endpoint.yml", "use", answer="endpoint_file").answer
+        models = _use.set_up(self.name, found)
+        return Used(found["url"], models, _use.key_name(self.name), bool(found["key"]), found["tls"] == "self_signed")
+
+    def stop_using(self) -> list[Path]:
+        """Take out of this user's llm what ``use`` put in. Returns the files that changed."""
+        from . import _use
+
+        return _use.undo(self.name)
+
+    def known_node(self, name: str) -> None:
+        """Refuse a node, or a peer of one (``node1/gemma3:270m``), that is not in the inventory."""
+        _inventory.check_known(self.inventory(), name.split("/", maxsplit=1)[0])
+
+    def limit(self, hosts: Sequence[str]) -> str | None:
+        """Return hosts or groups as Ansible's limit."""
+        if not hosts:
+            return None
+        inventory = self.inventory()
+        known = [*inventory.hosts, *inventory.groups]
+        for host in hosts:
+            if host not in known:
+                raise UsageError(f"There is no host or group {host!r}. {near(host, known, 'host')}")
+        return ",".join(hosts)
+
+    def play(self, playbook: str | Path, name: str, **options: Any) -> Run:
+        """Run a playbook on this cluster. See run_playbook."""
+        return run_playbook(self.folder, playbook, name=name, cluster=self.name, watcher=self.watcher, **options)
+
+
+def parse_host(text: str, **settings: Any) -> Node:
+    """Return HOST, HOST:PORT or [ADDRESS]:PORT as a node; ``name`` among the settings gives it another name."""
+    host, port = text, None
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise UsageError(f"{text!r} is no host: write [ADDRESS]:PORT.")
+        written = rest[1:] if rest else None
+    elif text.count(":") == 1:
+        host, _colon, written = text.partition(":")
+    else:
+        written = None
+    if written is not None:
+        if not written.isascii() or not written.isdigit():
+            raise UsageError(f"{written!r} in {text!r} is no port: it must be a number from 1 to 65535.")
+        port = int(written)
+    name = settings.pop("name", None) or host
+    node = Node(name=name, host=host, port=port, **settings)
+    node.check()
+    return node
+
+
+def parse_labels(pairs: Sequence[str]) -> dict[str, Any]:
+    """Return ``key=value`` pairs as labels: numbers, true and false as such, commas make lists."""
+    labels: dict[str, Any] = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign or not key.isidentifier() or not value:
+            raise UsageError(
+                f"{pair!r} is no label: write KEY=VALUE, such as rack=b. KEY is of letters, digits and '_'."
+            )
+        if key in labels:
+            raise UsageError(f"Label {key} is given twice.")
+        parts = [scalar(part) for part in value.split(",")]
+        labels[key] = parts if len(parts) > 1 else parts[0]
+    return labels
+
+
+def scalar(text: str) -> Any:
+    """Return a label's value as YAML would read it, as far as that is plain."""
+    try:
+        value = _inventory.load(text, "label")
+    except ClusterError:
+        return text
+    return value if type(value) in (bool, int) else float(value) if isinstance(value, float) else text

@@ -1,0 +1,263 @@
+# Copyright: (c) 2026, llm.cluster contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The commands of ``llm cluster``. Each asks a Cluster to do it and prints what came of it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from . import _inventory
+from ._errors import ClusterError
+from ._progress import watcher
+from .cluster import Cluster, Run, parse_host, parse_labels
+
+
+class Failed(click.ClickException):
+    """What a ClusterError has to say, on stderr, with its exit code."""
+
+    exit_code: int  # type: ignore[misc] # click's belongs to the class
+
+    def __init__(self, error: ClusterError) -> None:
+        super().__init__(str(error))
+        self.exit_code = error.exit_code
+
+    def show(self, file: Any = None) -> None:
+        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(self.message)
+
+
+def told(function: Callable[..., None]) -> Callable[..., None]:
+    """Turn errors that the operator can mend into words and exit codes."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> None:
+        try:
+            function(*arguments, **options)
+        except ClusterError as error:
+            raise Failed(error) from error
+        except OSError as error:
+            # A full disk, a folder without the right to write …
+            raise Failed(ClusterError(f"{error.filename or 'this machine'}: {error.strerror or error}")) from error
+
+    return call
+
+
+def on_cluster(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command ``--dir`` and ``--quiet``, and the cluster that they lead to."""
+
+    @click.option(
+        "--dir",
+        "directory",
+        type=click.Path(path_type=Path),
+        help="The cluster's folder.  [default: $LLM_CLUSTER_DIR, this folder or one above it]",
+    )
+    @click.option("-q", "--quiet", is_flag=True, help="Show no progress, only how it ended.")
+    @told
+    @functools.wraps(function)
+    def call(directory: Path | None, quiet: bool, **options: Any) -> None:
+        function(Cluster(directory, watcher(quiet)), **options)
+
+    return call
+
+
+def node_names(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the name of a node."""
+    try:
+        return [name for name in Cluster(ctx.params.get("directory")).nodes() if name.startswith(incomplete)]
+    except ClusterError:
+        return []
+
+
+HOST = click.argument("host", shell_complete=node_names)
+CHECK = click.option("--check", is_flag=True, help="Only say what would be done.")
+DIFF = click.option("--diff", is_flag=True, help="Show how files change.")
+
+
+def report(run: Run) -> None:
+    """Print what a playbook had to say, and its summary."""
+    for message in run.messages:
+        click.echo(message)
+    click.echo(run.summary())
+
+
+@click.command(short_help="Make a cluster's folder.")
+@click.argument("directory", type=click.Path(path_type=Path), required=False)
+@click.option("--name", help="The cluster's name.  [default: the folder's]")
+@click.option("--user", help="The user who logs in to the hosts.  [default: you]")
+@click.option("--balancer", metavar="HOST[:PORT]", help="The host of the balancer; its users get llm set up too.")
+@told
+def init(directory: Path | None, name: str | None, user: str | None, balancer: str | None) -> None:
+    """Make a cluster's folder: an ordinary Ansible inventory, with every setting in it and a first key in its vault.
+
+    Without DIRECTORY it is made in a new folder of that NAME, or in this one.
+
+    Example:
+
+    \b
+      llm cluster init --name office --balancer 192.0.2.10
+    """
+    made = Cluster.init(directory or Path(name or "."), name=name, user=user, balancer=balancer)
+    folder = made.cluster.folder
+    click.echo(f"The cluster {made.cluster.name} is in {folder}.")
+    click.echo(f"Its vault's password is in {made.password_file}: keep a copy, and give it to who works with you.")
+    click.echo("Next:")
+    click.echo(f"  1. choose models and settings in {folder / 'group_vars' / 'all' / 'main.yml'}")
+    if balancer is None:
+        click.echo(f"  2. write the balancer's host below {_inventory.BALANCERS} in {folder / 'nodes.yml'}")
+    click.echo(f"  {'2' if balancer else '3'}. cd {folder} && llm cluster add-node HOST")
+
+
+@click.command("add-node", short_help="Add a host as a node.")
+@click.argument("host", metavar="HOST[:PORT]")
+@click.option("--name", help="The node's name.  [default: HOST]")
+@click.option("--user", help="The user who logs in to it.")
+@click.option("--engine", metavar="ENGINE", help=f"{' or '.join(_inventory.ENGINES)}.")
+@click.option("--slots", type=int, help="Requests it works on at a time.")
+@click.option("--weight", type=float, help="Its share of requests, relative to other nodes.")
+@click.option("--backup", is_flag=True, help="It gets requests only when all others are out.")
+@click.option(
+    "--label", "labels", multiple=True, metavar="KEY=VALUE", help="A fact that routes can ask for; may be repeated."
+)
+@click.option("--no-deploy", is_flag=True, help="Only check it and write it into the inventory.")
+@on_cluster
+def add_node(
+    cluster: Cluster, host: str, labels: tuple[str, ...], backup: bool, no_deploy: bool, **settings: Any
+) -> None:
+    """Check that a host can be logged in to and is fit, write it into the inventory, deploy just it, and let it in.
+
+    PORT is that of SSH. The other settings are kept in host_vars/NAME.yml.
+
+    Example:
+
+    \b
+      llm cluster add-node 192.0.2.13 --name node3 --slots 8 --label rack=b
+    """
+    node = parse_host(host, labels=parse_labels(labels), backup=backup or None, **settings)
+    for run in cluster.add_node(node, deploy=not no_deploy):
+        report(run)
+    click.echo(
+        f"{node.name} is a node now."
+        if not no_deploy
+        else f"{node.name} is in the inventory. To bring it in: llm cluster deploy"
+    )
+
+
+@click.command("remove-node", short_help="Take a node out.")
+@HOST
+@click.option("--purge-models", is_flag=True, help="Also remove the models from the host.")
+@click.option("--leave-host", is_flag=True, help="Don't touch the host: it is gone, or to stay as it is.")
+@on_cluster
+def remove_node(cluster: Cluster, host: str, purge_models: bool, leave_host: bool) -> None:
+    """Drain a node, take the cluster's parts off it, and take it out of the inventory and the balancers' table.
+
+    Models stay on the host unless they are to be purged.
+
+    Example:
+
+    \b
+      llm cluster remove-node node3
+    """
+    if purge_models and leave_host:
+        raise click.UsageError("--purge-models touches the host, which --leave-host forbids: give one of them.")
+    removed = cluster.remove_node(host, purge_models=purge_models, leave_host=leave_host)
+    if removed.kept:
+        click.echo(f"Its variables held more than these commands write, so they were kept as {removed.kept}.")
+    click.echo(f"{removed.node} is out.")
+
+
+@click.command(short_help="Bring all hosts to what the inventory says.")
+@CHECK
+@DIFF
+@click.option("--limit", "limit", multiple=True, metavar="HOST", help="Only this host or group; may be repeated.")
+@on_cluster
+def deploy(cluster: Cluster, check: bool, diff: bool, limit: tuple[str, ...]) -> None:
+    """Bring all hosts to what the inventory says, and verify (site.yml). What is right already is left as it is.
+
+    Example:
+
+    \b
+      llm cluster deploy --check --diff
+    """
+    report(cluster.deploy(check=check, diff=diff, limit=limit))
+
+
+@click.command(short_help="Ask every node and the endpoint a question.")
+@CHECK
+@DIFF
+@on_cluster
+def verify(cluster: Cluster, check: bool, diff: bool) -> None:
+    """Ask every node and the endpoint a real question, and show who answered (verify.yml). Changes nothing.
+
+    Example:
+
+    \b
+      llm cluster verify
+    """
+    report(cluster.verify(check=check, diff=diff))
+
+
+@click.command(short_help="Take a node out of service.")
+@HOST
+@click.option("--reason", help="Why; shown wherever the node's state is.")
+@click.option(
+    "--timeout",
+    type=click.IntRange(min=0),
+    help="Seconds to wait for its last request; 0 doesn't wait.  [default: 300]",
+)
+@on_cluster
+def drain(cluster: Cluster, host: str, reason: str | None, timeout: int | None) -> None:
+    """Give a node nothing new, on every balancer, and wait until it has finished what it works on (drain.yml).
+
+    Example:
+
+    \b
+      llm cluster drain node1 --reason "new disk"
+    """
+    report(cluster.drain(host, reason=reason, timeout=timeout))
+
+
+@click.command(short_help="Take a drained node back into service.")
+@HOST
+@on_cluster
+def resume(cluster: Cluster, host: str) -> None:
+    """Give a drained node requests again, on every balancer (resume.yml). Marks of others stay, and are named.
+
+    Example:
+
+    \b
+      llm cluster resume node1
+    """
+    report(cluster.resume(host))
+
+
+@click.command(short_help="Set up this machine's llm for the endpoint.")
+@click.option("--undo", is_flag=True, help="Take out again what this put in.")
+@on_cluster
+def use(cluster: Cluster, undo: bool) -> None:
+    """Set up your own llm for the endpoint, with its models and its key, so that llm -m MODEL works.
+
+    Example:
+
+    \b
+      llm cluster use
+      llm -m gemma3:4b "hello"
+    """
+    if undo:
+        files = cluster.stop_using()
+        click.echo("\n".join(f"Taken out of {file}." for file in files) or "There was nothing to take out.")
+        return
+    used = cluster.use()
+    click.echo(f"llm uses {used.url} for: {', '.join(used.models)}")
+    if not used.has_key:
+        click.echo(f"The inventory knows only hashes of keys. Set yours: llm keys set {used.key_name}")
+    if used.self_signed:
+        click.echo("Its certificate is self-signed: fetch it from the balancer, and name it in SSL_CERT_FILE.")
+    click.echo(f'Try: llm -m {used.models[0]} "hello"')
+
+
+COMMANDS = [init, add_node, remove_node, deploy, verify, drain, resume, use]
