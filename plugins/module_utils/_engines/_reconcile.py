@@ -252,7 +252,7 @@ class Reconciler:
         self.report.models.append(entry)
         if spec.state == "absent":
             if look.digest:
-                entry.update(changed=True, digest_after="")
+                entry.update(changed=True, digest_after="", held=[])
                 if not self.settings.read_only:
                     engine.remove(spec)
             return

@@ -309,10 +309,11 @@ class Ollama:
         with self.store.lock(self.settings.lock_timeout):
             target = parse_reference(spec.name)
             wanted = spec.digest or self._fetched.get(spec.name, look.wanted)
-            before = self.store.names().get(target)
+            store = self.store.names()
+            before = store.get(target)
             if before and before.digest == wanted:
                 # Its blobs were damaged and have been fetched anew: what is in memory may be from the damaged ones.
-                if in_memory(self.server.running_if_up(), target.shown, before, {}):
+                if in_memory(self.server.running_if_up(), target.shown, before, store):
                     self.server.unload(target.shown, wanted)
             else:
                 self._switch(spec, target, before, wanted)
@@ -427,12 +428,15 @@ class Ollama:
         loaded: frozenset[str],
         needed: frozenset[str],
     ) -> None:
+        staying = {manifest.digest for name, manifest in store.items() if name not in (*extra, *gone)}
         for name in extra:
-            version = store[name]
-            if version.digest in needed:
-                self.store.keep(unit_name(name.shown), version)
-            elif version.digest in loaded:
-                self.server.unload(name.shown, version.digest)
+            if store[name].digest in needed - staying:
+                self.store.keep(unit_name(name.shown), store[name])
+        leaving = [store[name].digest for name in extra if store[name].digest in loaded - needed]
+        if leaving:
+            # A damaged one may have no name that Ollama knows.
+            with contextlib.suppress(EngineError):
+                self._drop(leaving, extra, store)
         self.store.delete([*extra, *gone])
         self.store.unshare(needed)
 
