@@ -90,6 +90,15 @@ def slots_of(stats: Answer | Silent, at: Mapping[str, Sequence[Mapping[str, Any]
     return {"busy": busy, "total": own.get("total") or total}
 
 
+def unread_texts(unread: Iterable[Mapping[str, Any]], engine: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the parts that could not be read, by the reason; what has the engine's own is no news."""
+    parts: dict[str, list[str]] = {}
+    for part in unread:
+        if part["reason"] != engine.get("reason"):
+            parts.setdefault(part["reason"], []).append(part["part"])
+    return [(", ".join(found), reason) for reason, found in parts.items()]
+
+
 # Status
 
 
@@ -131,7 +140,7 @@ def _node_status(
         state = seen or ("up" if engine["healthy"] else "out")
         if not engine["healthy"]:
             notes.append(f"{node}: the engine isn't healthy: {engine['reason']}.")
-        notes += [f"{node}: {part['part']} could not be read: {part['reason']}." for part in unread]
+        notes += [f"{node}: {what} could not be read: {why}." for what, why in unread_texts(unread, engine)]
     drift = node_drift(None if isinstance(stats, Silent) else stats, wanted, prune)
     return {
         "state": state,
@@ -301,10 +310,9 @@ def _node_lines(node: str, entry: Mapping[str, Any]) -> list[str]:
         first = f"{node}: " + " | ".join(parts)
     lines = [first, f"requests: {requests_text(entry['requests'], '') if entry['requests'] else 'no balancer tells'}"]
     reason = entry["reason"] if entry["engine"] and not entry["engine"]["healthy"] else ""
-    unread = [f"{part['part']}: {part['reason']}" for part in entry["unread"]]
-    return (
-        lines + ([f"engine not healthy: {reason}"] if reason else []) + [f"could not be read: {why}" for why in unread]
-    )
+    unread = unread_texts(entry["unread"], entry["engine"] or {})
+    lines += [f"engine not healthy: {reason}"] if reason else []
+    return lines + [f"could not be read: {what}: {why}" for what, why in unread]
 
 
 def requests_text(figures: Mapping[str, Any], lead: str = "requests ") -> str:

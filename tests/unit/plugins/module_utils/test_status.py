@@ -140,6 +140,16 @@ def test_what_else_there_is_to_say() -> None:
     assert "unplaced" in lines[2]
 
 
+def test_one_reason_is_given_once() -> None:
+    gone = "m: no answer within 5.5 s"
+    engine = {"kind": "llama_cpp", "version": None, "healthy": False, "reason": gone}
+    unread = [{"part": part, "reason": gone} for part in ("version", "slots", "waiting")]
+    assert status.unread_texts(unread, engine) == []
+    assert status.unread_texts(unread, {"reason": ""}) == [("version, slots, waiting", gone)]
+    _found, lines = figures({"n1": stats(engine=engine, unread=unread)}, {})
+    assert lines[2:] == [f"engine not healthy: {gone}"]
+
+
 def test_a_model_that_nobody_wants_is_drift_only_where_models_are_pruned() -> None:
     extra = {"name": "old", "digest": WRONG, "wanted": "", "status": "ok", "extra": True}
     node = stats(models=[*stats()["models"], extra])
