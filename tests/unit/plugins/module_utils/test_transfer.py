@@ -39,6 +39,9 @@ class Server(ThreadingHTTPServer):
         self.tokens: set[str] = set()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that left."""
+
     def peer(self, patience: float = 5.0) -> Source:
         return peer_sources([self.url], DIGEST, TOKEN, patience)[0]
 
