@@ -44,6 +44,7 @@ ORPHAN_SECONDS = 2 * 86400
 
 BLOB = re.compile(r"^sha256-([0-9a-f]{64})$")
 PART = re.compile(r"^sha256-([0-9a-f]{64})\.part$")
+NOTE = re.compile(r"^sha256-([0-9a-f]{64})\.json$")
 _DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
 
 
@@ -386,12 +387,16 @@ class OllamaStore:
         for digest in {digest for _name, manifest in gone for digest in manifest.sizes} - needed:
             self.discard(digest)
 
-    def unshare(self, needed: Collection[str]) -> None:
-        """Delete the manifests for other nodes that are of no version in the store and not needed."""
+    def tidy(self, needed: Collection[str]) -> None:
+        """Delete manifests for other nodes of versions that are neither here nor needed, and notes about blobs gone."""
         staying = {*needed, *(manifest.digest for manifest in self.names().values())}
         for digest in _files.digests_in(os.path.join(self.partial_dir, "manifests"), BLOB):
             if digest not in staying:
                 _files.remove(self.shared_manifest(digest))
+        blobs = self.blobs()
+        for digest in _files.digests_in(os.path.join(self.partial_dir, "verified"), NOTE):
+            if digest not in blobs:
+                _files.remove(self._verified(digest))
 
     def _note(self, digest: str) -> None:
         os.makedirs(os.path.dirname(self._verified(digest)), mode=0o755, exist_ok=True)

@@ -438,7 +438,7 @@ class Ollama:
             with contextlib.suppress(EngineError):
                 self._drop(leaving, extra, store)
         self.store.delete([*extra, *gone])
-        self.store.unshare(needed)
+        self.store.tidy(needed)
 
     def units(self, specs: list[ModelSpec]) -> dict[str, str]:
         """Return nothing: one server has all models."""

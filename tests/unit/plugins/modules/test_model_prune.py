@@ -252,13 +252,17 @@ def test_ollama_what_is_in_memory(run: Run, node: ollama.Server, filled: dict[st
     assert ["sha256:" + runner.model.digest for runner in node.scheduler.loaded()] == [filled["old"]]
 
 
-def test_blobs_of_no_version(run: Run, node: ollama.Server, filled: dict[str, str]) -> None:
+def test_blobs_of_no_version(run: Run, node: ollama.Server, filled: dict[str, str], tmp_path: Path) -> None:
     wanted = {"name": "tiny:1", "digest": filled["now"], "port": 9}
     for content, age in ((b"a pull is at work", 3600), (b"forgotten", 10 * 86400)):
         path = node.store.blob(digest_of(content))
         path.write_bytes(content)
         os.utime(path, (time.time() - age, time.time() - age))
+    notes = tmp_path / "partial" / "verified"
+    for content in (NOW, b"gone long ago"):
+        (notes / (digest_of(content).replace(":", "-") + ".json")).write_text("{}", encoding="ascii")
     done = run(engine="ollama", models=[wanted], keep_previous=2)
+    assert [note.name for note in notes.iterdir()] == [digest_of(NOW).replace(":", "-") + ".json"]
     assert {item for item in removed(done) if item[0] == "blob"} == {("blob", "", digest_of(b"forgotten"))}
     assert digest_of(b"a pull is at work") in blobs(node)
 
