@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The hosts of Molecule's scenario sync, and what the tests do to them.
 
-Two llama.cpp nodes with a real model, two nodes with a SIMULATED Ollama; a balancer and a SIMULATED registry on one of them.
+Two nodes have llama.cpp and a real model, two a SIMULATED Ollama; one of these is the balancer and the SIMULATED registry
+too.
 """
 
 from __future__ import annotations
