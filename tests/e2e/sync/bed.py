@@ -2,14 +2,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The hosts of Molecule's scenario sync, and what the tests do to them.
 
-Two nodes have llama.cpp and a real model, two a SIMULATED Ollama; one of these is the balancer and the SIMULATED registry
-too.
+Two nodes have llama.cpp and a real model, two a SIMULATED Ollama. One of these is also the balancer and the SIMULATED
+registry.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import subprocess
 import threading
 import time
@@ -114,9 +115,20 @@ class Bed:
         return self._tags(node, "ps").get(TINY, "")
 
     def _tags(self, node: str, what: str) -> dict[str, str]:
-        # The firewall lets a node and the balancer in.
-        answer = json.loads(self.ssh(node, f"curl --silent --fail http://{self.address(node)}:8000/api/{what}"))
-        return {model["name"]: "sha256:" + model["digest"] for model in answer["models"]}
+        models = self.ollama(node, "GET", what)["models"]
+        return {model["name"]: "sha256:" + model["digest"] for model in models}
+
+    def ollama(self, node: str, method: str, what: str, **body: Any) -> Any:
+        """Ask a node's Ollama, from the node itself because the firewall lets nobody else in; return its answer."""
+        request = (
+            f"urllib.request.Request({self._ollama(node, what)!r}, {json.dumps(body)!r}.encode(), method={method!r})"
+        )
+        script = f"import urllib.request; print(urllib.request.urlopen({request}).read().decode())"
+        answer = self.ssh(node, f"python3 -c {shlex.quote(script)}").strip()
+        return json.loads(answer) if answer else None
+
+    def _ollama(self, node: str, what: str) -> str:
+        return f"http://{self.address(node)}:8000/api/{what}"
 
     def started(self, node: str) -> str:
         """When a llama.cpp node's engine started."""

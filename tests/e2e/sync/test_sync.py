@@ -9,7 +9,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from e2e.sync.bed import BALANCER, GEMMA, LLAMA, NAME, OLLAMA, STORE, TINY, Bed, wait_for
+from e2e.sync.bed import BALANCER, GEMMA, LLAMA, NAME, OLLAMA, STORE, TINY, UPSTREAM, Bed, wait_for
 
 MOST_DRIFT_SECONDS = 10
 MOST_SYNC_SECONDS = 15
@@ -55,15 +55,13 @@ def test_drift_in_each_form_is_reported_and_mended(bed: Bed) -> None:
     # One lost its file while it was fetched anew.
     bed.ssh("llama-2", f"head -c 100000000 {blob} > {part} && rm {blob} {STORE}/models/current/gemma3-270m.gguf")
     # One has the model under another name only.
-    copy = f"curl --silent --fail http://{bed.address('ollama-1')}:8000/api"
-    bed.ssh("ollama-1", f"""{copy}/copy -d '{{"source": "{TINY}", "destination": "other:1"}}'""")
-    bed.ssh("ollama-1", f"""{copy}/delete -X DELETE -d '{{"model": "{TINY}"}}'""")
+    bed.ollama("ollama-1", "POST", "copy", source=TINY, destination="other:1")
+    bed.ollama("ollama-1", "DELETE", "delete", model=TINY)
     # And on one somebody pulled the tag, which has moved.
     bed.offer_tiny("two")
-    source = f"{bed.address('ollama-1')}:5000/library/{TINY}"
-    pull = f"curl --silent --fail http://{bed.address('ollama-2')}:8000/api"
-    bed.ssh("ollama-2", f"""{pull}/pull -d '{{"model": "{source}", "insecure": true, "stream": false}}'""")
-    bed.ssh("ollama-2", f"""{pull}/copy -d '{{"source": "{source}", "destination": "{TINY}"}}'""")
+    source = f"{bed.address(UPSTREAM)}:5000/library/{TINY}"
+    bed.ollama("ollama-2", "POST", "pull", model=source, insecure=True, stream=False)
+    bed.ollama("ollama-2", "POST", "copy", source=source, destination=TINY)
 
     drift, result = bed.drift()
     assert drift.code != 0
