@@ -68,7 +68,7 @@ def sync_questions(peers: Peers, switched: list[str], prompt: str, max_tokens: i
 
 
 def sync_table(table: Mapping[str, Any], hostvars: HostVars, nodes: list[str], balancers: list[str]) -> dict[str, Any]:
-    """Return a routing table that follows which node has which model."""
+    """Return a routing table that follows what these nodes have; others keep what the tables in force say."""
     infos = [info for info in _infos(hostvars, balancers).values() if info is not None]
     return _sync_plan.followed(table, _stats(hostvars, nodes), infos) if table else {}
 

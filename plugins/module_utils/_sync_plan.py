@@ -354,8 +354,9 @@ def not_loaded(peers: Iterable[Mapping[str, Any]], stats: Stats) -> list[str]:
 def followed(table: Mapping[str, Any], stats: Mapping[str, Stats | None], infos: Iterable[Info]) -> dict[str, Any]:
     """Return a routing table whose peers have the models that are on their nodes; a peer without any is left out.
 
-    A node that nobody could look at keeps what the balancers' tables say. A model that no node has stays with all that
-    want it, so that its clients and routes are told what is wrong by the balancer, as for a node that is down.
+    A node without stats keeps what the tables in force say: nobody could look at it, or its turn has not come and it
+    serves from memory what its disk has lost. A model that no node has stays with all that want it, so that its clients
+    and routes are told what is wrong by the balancer, as for a node that is down.
     """
     in_force: dict[str, set[str]] = {}
     for info in infos:
@@ -366,7 +367,7 @@ def followed(table: Mapping[str, Any], stats: Mapping[str, Stats | None], infos:
     def there(peer: Mapping[str, Any]) -> set[str]:
         seen = stats.get(peer["node"])
         if seen is None:
-            return in_force.get(peer["name"], set(peer["models"]))
+            return in_force.get(peer["name"], set())
         return {name for name, found in found_models(seen).items() if found["digest"]}
 
     had = {model for peer in table["peers"] for model in peer["models"] if model in there(peer)}

@@ -316,9 +316,9 @@ def test_a_model_that_no_node_has_keeps_its_place():
     assert models_of(after) == {"n1": ["m"], "n2": ["x"]}
 
 
-def test_a_node_out_of_reach_keeps_what_the_table_says():
+def test_a_node_that_nobody_looked_at_keeps_what_the_table_says():
     stats = {"n1": None, "n2": node(found("m"))}
-    after = sync.followed(table(n1=["m", "x"], n2=["m"]), stats, [info("n1", models=("x",))])
+    after = sync.followed(table(n1=["m", "x"], n2=["m"], n3=["m"]), stats, [info("n1", models=("x",))])
     assert models_of(after) == {"n1": ["x"], "n2": ["m"]}
 
 
