@@ -126,9 +126,10 @@ class Cluster:
     def wait(self, nodes: Iterable[Node] | None = None) -> float:
         """Wait until the nodes' fetches have ended; return how long the slowest took."""
         for node in self.nodes if nodes is None else nodes:
-            assert node.fetch and node.fetch.stdout
-            node.answer = json.loads(node.fetch.stdout.readline())
-            assert node.fetch.wait(5) == 0
+            assert node.fetch
+            said, _ = node.fetch.communicate(timeout=60)
+            assert node.fetch.returncode == 0
+            node.answer = json.loads(said)
         return max(node.answer["seconds"] for node in (self.nodes if nodes is None else nodes))
 
     def part(self, node: Node) -> Path:
