@@ -40,27 +40,31 @@ def node_work(engine: str, models: Sequence[Mapping[str, Any]], stats: Stats) ->
     """Return what one node needs to serve the wanted versions.
 
     fetch: models whose bytes are not on the node. switch: models that another version is served of, or none. load:
-    models of which memory holds another version than is served. damaged: services that have a damaged file in memory.
-    back: the version to go back to for each switched model, empty if any of them has none that was good.
+    models of which memory holds another version than is served. restart: services that have something else in memory
+    than is served, or a damaged file. back: the version to go back to for each switched model, empty if any of them
+    has none that was good.
     """
     found = found_models(stats)
     held = stats.get("held") or {}
     fetch: list[str] = []
     switch: list[dict[str, str]] = []
     load: list[str] = []
-    damaged: list[str] = []
+    restart: list[str] = []
     back: dict[str, str] = {}
     for model in models:
         name, wanted = model["name"], model["digest"]
         now = found.get(name) or {"status": "missing", "digest": "", "held": False, "loaded": ""}
+        service = "ollama.service" if engine == "ollama" else f"llama-cpp@{model['unit']}.service"
         if now["status"] == "ok":
-            if model["preload"] and now["loaded"] not in ("", wanted):
+            if (model["preload"] or engine == "llama_cpp") and now["loaded"] not in ("", wanted):
                 load.append(name)
+                # Ollama loads what it is asked for, an instance of llama.cpp what it finds when it starts.
+                restart += [service] if engine == "llama_cpp" else []
             continue
         if not now["held"]:
             fetch.append(name)
         if now["status"] == "corrupt":
-            damaged.append("ollama.service" if engine == "ollama" else f"llama-cpp@{model['unit']}.service")
+            restart.append(service)
         switch.append({"name": name, "before": now["digest"], "after": wanted, "status": now["status"]})
         if now["digest"] in held and now["status"] != "corrupt":
             back[name] = now["digest"]
@@ -68,7 +72,7 @@ def node_work(engine: str, models: Sequence[Mapping[str, Any]], stats: Stats) ->
         "fetch": fetch,
         "switch": switch,
         "load": load,
-        "damaged": sorted(set(damaged)),
+        "restart": sorted(set(restart)),
         "back": back if len(back) == len(switch) else {},
     }
 

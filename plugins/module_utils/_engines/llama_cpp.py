@@ -44,7 +44,9 @@ _PROPERTIES = (
     "NRestarts",
     "MainPID",
 )
-_MAPPED = re.compile(r"/sha256-([0-9a-f]{64})\.gguf(?: \(deleted\))?$", re.MULTILINE)
+_MAPPED = re.compile(r"/sha256-([0-9a-f]{64})\.gguf( \(deleted\))?$", re.MULTILINE)
+# Said of a digest in memory when the file of that name is another one by now: the one in memory may have been damaged.
+REPLACED = " (replaced)"
 # An instance that died so often while it was waited for won't come up.
 CRASHES = 3
 
@@ -112,10 +114,10 @@ def unit_needs(state: UnitState, current: str, switched: dict[str, Any], boot: s
     return "" if state.enabled else "start"
 
 
-def mapped_digest(maps: str) -> str:
-    """Return the digest of the model file in a process's memory map, ``""`` if there is none."""
+def mapped_digest(maps: str) -> tuple[str, bool]:
+    """Return the digest of the model file in a process's memory map, ``""`` if none, and whether it was deleted."""
     found = _MAPPED.search(maps)
-    return "sha256:" + found.group(1) if found else ""
+    return ("sha256:" + found.group(1), bool(found.group(2))) if found else ("", False)
 
 
 def read_maps(pid: int) -> str:
@@ -191,7 +193,10 @@ class LlamaCpp:
                 current, switched = self.store.current(unit), self.store.switched(unit)
                 stale = unit_needs(state, current, switched, boot) == "restart"
                 before = (self.store.previous(unit) or [""])[0]
-                found[unit] = mapped_digest(read_maps(state.pid)) or (before if stale else current)
+                mapped, deleted = mapped_digest(read_maps(state.pid))
+                if deleted and self.store.glance(mapped)[0] != "missing":
+                    mapped += REPLACED
+                found[unit] = mapped or (before if stale else current)
         return found
 
     def look(self, spec: ModelSpec) -> Look:

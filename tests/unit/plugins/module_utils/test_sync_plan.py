@@ -65,7 +65,7 @@ def make(
 
 
 WORK = [
-    # found, held → fetch, switch, load, damaged, back
+    # found, held → fetch, switch, load, restart, back
     ([found("m")], [], [], [], [], [], {}),
     ([old()], [OLD], ["m"], ["m"], [], [], {"m": OLD}),
     ([old(held=True)], [OLD, NEW], [], ["m"], [], [], {"m": OLD}),
@@ -82,7 +82,7 @@ WORK = [
 def test_what_one_node_needs(models, held, needs):
     work = sync.node_work("ollama", peer("n", "m")["models"], node(*models, held=tuple(held)))
     work["switch"] = [each["name"] for each in work["switch"]]
-    assert tuple(work[key] for key in ("fetch", "switch", "load", "damaged", "back")) == needs
+    assert tuple(work[key] for key in ("fetch", "switch", "load", "restart", "back")) == needs
 
 
 def test_a_model_that_is_not_preloaded_may_be_out_of_memory_or_old_in_it():
@@ -96,9 +96,13 @@ def test_going_back_is_all_or_nothing():
     assert work["back"] == {}
 
 
-def test_a_damaged_file_restarts_the_instance_that_has_it_in_memory():
-    work = sync.node_work("llama_cpp", peer("n", "m")["models"], node(found("m", "corrupt")))
-    assert work["damaged"] == ["llama-cpp@m-unit.service"]
+@pytest.mark.parametrize(
+    "model", [found("m", "corrupt"), found("m", loaded=OLD), found("m", loaded=NEW + " (replaced)")]
+)
+def test_an_instance_restarts_that_has_something_else_in_memory(model):
+    work = sync.node_work("llama_cpp", peer("n", "m")["models"], node(model))
+    assert work["restart"] == ["llama-cpp@m-unit.service"]
+    assert work["back"] == {}
 
 
 def test_nothing_to_do():

@@ -124,7 +124,8 @@ EARLIER = llama_cpp.UnitState(installed=True, active=True, enabled=True, started
     ("state", "maps", "loaded"),
     [
         (LATER, maps_of(digest_of(OLD)), digest_of(OLD)),
-        (LATER, maps_of(digest_of(OLD), " (deleted)"), digest_of(OLD)),
+        (LATER, maps_of(digest_of(OLD), " (deleted)"), digest_of(OLD) + " (replaced)"),
+        (LATER, maps_of(digest_of(b"gone"), " (deleted)"), digest_of(b"gone")),
         (LATER, "", digest_of(NEW)),
         (EARLIER, "", digest_of(OLD)),
         (llama_cpp.UnitState(installed=True), "", ""),
@@ -147,8 +148,8 @@ def test_what_a_llama_cpp_instance_has_in_memory(
 
 def test_a_memory_map_is_read(gguf: _gguf_store.GgufStore) -> None:
     with Path(gguf.blob(digest_of(NEW))).open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ):
-        assert llama_cpp.mapped_digest(llama_cpp.read_maps(os.getpid())) == digest_of(NEW)
-    assert llama_cpp.mapped_digest(llama_cpp.read_maps(os.getpid())) == ""
+        assert llama_cpp.mapped_digest(llama_cpp.read_maps(os.getpid())) == (digest_of(NEW), False)
+    assert llama_cpp.mapped_digest(llama_cpp.read_maps(os.getpid())) == ("", False)
 
 
 # --- Ollama ---------------------------------------------------------------------------------------------------------
