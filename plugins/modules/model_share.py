@@ -14,7 +14,7 @@ description:
     O(token); also files that the node is fetching itself, as they grow. V(llm.cluster.model) takes from it what stands
     in its option C(models[].peers).
   - It runs as C(llm-cluster-share.service), a transient unit that systemd ends after O(runtime_max) at the latest. The
-    unit can read the two folders and nothing else of the node's data, and can write nothing.
+    unit can read the two folders and nothing else of the node's data, and can write nothing but its own C(/tmp).
   - A server that is left from an interrupted run is replaced.
 author:
   - llm.cluster contributors (@llm-cluster)
