@@ -326,7 +326,8 @@ class Share(socketserver.ThreadingTCPServer):
 
     def say(self, text: str) -> None:
         """Write a line to the journal."""
-        print(text, file=sys.stderr, flush=True)
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
 
 
 def main() -> None:
