@@ -152,6 +152,12 @@ options:
     description: Whether to refuse a model larger than the node's memory.
     type: bool
     default: true
+  replace:
+    description:
+      - Whether a name that is served in another version than the wanted one is switched.
+      - With V(false) such a version stays, and RV(outdated) names it. So a node that serves isn't interrupted.
+    type: bool
+    default: true
   ca_file:
     description: A file on the node with the certificates to trust instead of the system's.
     type: path
@@ -312,6 +318,11 @@ absent_units:
   returned: always
   type: list
   elements: str
+outdated:
+  description: Models that stay in another version than the wanted one, because of O(replace=false).
+  returned: always
+  type: list
+  elements: str
 """
 
 import signal
@@ -368,6 +379,7 @@ OPTIONS: dict[str, Any] = {
     "models_dir": {"type": "path"},
     "partial_dir": {"type": "path"},
     "check_memory": {"type": "bool", "default": True},
+    "replace": {"type": "bool", "default": True},
     "ca_file": {"type": "path"},
     "http_proxy": {"type": "str"},
     "https_proxy": {"type": "str"},
@@ -389,6 +401,7 @@ def settings_from(params: dict[str, Any], read_only: bool) -> Settings:
         timeout=params["timeout"],
         lock_timeout=params["lock_timeout"],
         read_only=read_only,
+        replace=params["replace"],
         token_file=params["token_file"] or "",
         max_rate=params["max_rate"],
         http=HttpOptions(

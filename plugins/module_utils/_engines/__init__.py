@@ -58,6 +58,7 @@ class Settings:
     timeout: float = 300.0
     lock_timeout: float = 600.0
     read_only: bool = False
+    replace: bool = True
     token_file: str = ""
     max_rate: int = 0
     http: HttpOptions = field(default_factory=HttpOptions)

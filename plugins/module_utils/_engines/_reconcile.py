@@ -34,6 +34,7 @@ class Report:
     restart_units: list[str] = field(default_factory=list)
     start_units: list[str] = field(default_factory=list)
     absent_units: list[str] = field(default_factory=list)
+    outdated: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -66,6 +67,7 @@ class Report:
             "restart_units": self.restart_units,
             "start_units": self.start_units,
             "absent_units": self.absent_units,
+            "outdated": self.outdated,
         }
 
 
@@ -197,8 +199,9 @@ class Reconciler:
             looks = []
             for spec in self.specs:
                 look = self.engine(spec).look(spec)
-                looks.append((spec, look))
+                looks.append((spec, look) if self.settings.replace else self._left_alone(spec, look))
             spec = None
+            self.specs = [spec for spec, _look in looks]
             where = self.settings.models_dir
             memory = total_memory() if self.check_memory else 0
             refuse_oversized(looks, free_bytes(where), memory, where)
@@ -226,6 +229,14 @@ class Reconciler:
             self._units_quietly()
             raise ReconcileError(_message(spec, error), self.report) from error
         return self.report
+
+    def _left_alone(self, spec: ModelSpec, look: Look) -> tuple[ModelSpec, Look]:
+        """Take a version that is served for the wanted one, and note that it isn't."""
+        if spec.state not in ("present", "loaded") or not look.digest or look.wanted in ("", look.digest):
+            return spec, look
+        self.report.outdated.append(spec.name)
+        note = f"{look.digest} is served and stays; {look.wanted} is wanted"
+        return replace(spec, digest=look.digest), Look(look.digest, look.digest, held=True, active=True, note=note)
 
     def _one(self, spec: ModelSpec, look: Look) -> None:
         engine = self.engine(spec)

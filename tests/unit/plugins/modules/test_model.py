@@ -585,6 +585,23 @@ def test_loaded(have: Run, engine: Engine, condition: dict[str, Any], says: str)
         assert "journalctl -u llama-cpp@tiny-1.service" in done["msg"]
 
 
+def test_a_served_version_may_stay(have: Run, engine: Engine, store: Path, mirror: FaultyServer) -> None:
+    assert have(OLD, replace=False)["changed"], "where nothing is served there is nothing to replace"
+    mirror.requests.clear()
+    for check in (True, False):
+        left = have(NEW, check=check, replace=False, state="loaded", port=engine.server_address[1], timeout=1)
+        assert (left["changed"], left["outdated"], left["restart_units"]) == (False, ["tiny:1"], [])
+        assert left["diff"]["before"] == left["diff"]["after"]
+        assert digest_of(NEW) in left["models"][0]["note"]
+    assert served(store) == OLD
+    assert not [request for request in mirror.requests if request[0] == "GET"]
+    next(store.glob("sha256-*.gguf")).write_bytes(b"damaged")
+    assert have(OLD, replace=False)["changed"], "a damaged file is mended all the same"
+    done = have(NEW)
+    assert (done["changed"], done["outdated"]) == (True, [])
+    assert served(store) == NEW
+
+
 def test_loaded_means_the_wanted_version(have: Run, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     have(OLD)
     running = llama_cpp.UnitState(installed=True, active=True, enabled=True, started=1e12, pid=1)
@@ -861,6 +878,16 @@ def test_ollama_loaded(pull: Run, node: ollama.Server, registry: Registry) -> No
     second = registry.publish("tiny:1", b"two" * 50_000).digest
     assert pull(second, "tiny:1", state="loaded")["changed"]
     assert not pull(second, "tiny:1", state="loaded", check=True)["changed"]
+
+
+def test_ollama_served_version_may_stay(pull: Run, node: ollama.Server, registry: Registry) -> None:
+    first = registry.publish("tiny:1", b"one" * 50_000).digest
+    pull(first, "tiny:1", state="loaded")
+    second = registry.publish("tiny:1", b"two" * 50_000).digest
+    left = pull(second, "tiny:1", state="loaded", replace=False)
+    assert (left["changed"], left["outdated"]) == (False, ["tiny:1"])
+    assert names(node) == {"tiny:1": first}
+    assert in_memory(node) == [first]
 
 
 def in_memory(node: ollama.Server) -> list[str]:
