@@ -32,7 +32,7 @@ def status_report(
     """Return the status as ``json`` and ``text`` from what the hosts registered, and the peers of the whole cluster."""
     wanted = {node: module_models(peer for peer in peers if peer["node"] == node) for node in nodes}
     found = _status.status(
-        answers(hostvars, nodes, "__cluster_node"), answers(hostvars, balancers, "__cluster_balancer"), wanted, prune
+        answers(hostvars, nodes, "llm_node_stats"), answers(hostvars, balancers, "__cluster_balancer"), wanted, prune
     )
     return report(found, _status.status_lines(found))
 
@@ -40,7 +40,7 @@ def status_report(
 def stats_report(hostvars: HostVars, nodes: list[str], balancers: list[str]) -> dict[str, str]:
     """Return the stats as ``json`` and ``text`` from what the hosts registered."""
     found = _status.stats(
-        answers(hostvars, nodes, "__cluster_node"), answers(hostvars, balancers, "__cluster_balancer")
+        answers(hostvars, nodes, "llm_node_stats"), answers(hostvars, balancers, "__cluster_balancer")
     )
     return report(found, _status.stats_lines(found))
 

@@ -248,7 +248,7 @@ def test_what_was_not_registered_was_not_asked() -> None:
 def test_filters_give_json_and_text() -> None:
     model = {"name": "m", "unit": "m", "digest": RIGHT, "source": {}}
     peers = [{"node": "n1", "address": None, "port": 1, "models": [model]}]
-    hostvars = {"n1": {"__cluster_node": stats(WRONG)}, "b": {"__cluster_balancer": balancer(peer("n1"))}}
+    hostvars = {"n1": {"llm_node_stats": stats(WRONG)}, "b": {"__cluster_balancer": balancer(peer("n1"))}}
     found = filters.status_report(hostvars, ["n1"], ["b"], peers, False)
     assert '"drift": "drift"' in found["json"]
     assert "DRIFT: another version" in found["text"]
