@@ -35,8 +35,9 @@ chaos: $(VENV)/.test ## Faults and figures at full length (about 45 minutes); ma
 test: $(VENV)/.test ## Everything: linters, unit, Lua, roles under Molecule, the demo cluster end to end
 	@python tests/run.py all
 
-reference: $(VENV)/.run ## Write docs/reference.md anew
+reference: $(VENV)/.test ## Write docs/reference.md and the commands in docs/cli.md anew
 	@python docs/generate_reference.py
+	@PYTHONPATH=cli python docs/generate_cli.py
 
 build: $(VENV)/.test ## The collection's tarball, in .build/
 	@ansible-galaxy collection build --force --output-path .build

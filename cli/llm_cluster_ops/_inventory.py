@@ -27,7 +27,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.scalarstring import SingleQuotedScalarString
 
 from ._errors import ClusterError, UsageError, near
-from ._folder import NODES_FILE
+from ._folder import NODES_FILE, is_vault
 
 NODES, BALANCERS, CLIENTS = "llm_nodes", "llm_balancers", "llm_clients"
 LOCK_FILE = ".nodes.lock"
@@ -139,10 +139,15 @@ def yaml(text: str = "") -> YAML:
     return handler
 
 
-def load(text: str, shown: Path | str) -> Any:
-    """Parse YAML; what is broken is said with file and line."""
+def load(text: str, shown: Path | str, twice: bool = False) -> Any:
+    """Parse YAML; what is broken is said with file and line.
+
+    :param twice: whether a key may be there twice, of which Ansible only warns
+    """
+    handler = yaml(text)
+    handler.allow_duplicate_keys = twice
     try:
-        return yaml(text).load(text)
+        return handler.load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{shown}:{mark.line + 1}" if mark else str(shown)
@@ -151,6 +156,14 @@ def load(text: str, shown: Path | str) -> Any:
         ) from error
     except YAMLError as error:
         raise ClusterError(f"{shown}: this is not YAML: {str(error).splitlines()[0]}. Mend the file first.") from error
+
+
+def check_variables(folder: Path) -> None:
+    """Name broken files in group_vars and host_vars with their line, which Ansible says less plainly and later."""
+    for kind in ("group_vars", "host_vars"):
+        for file in sorted((folder / kind).rglob("*")):
+            if file.is_file() and file.suffix in ("", ".yml", ".yaml") and not is_vault(file):
+                load(text_of(file), file, twice=True)
 
 
 def text_of(path: Path) -> str:
@@ -387,7 +400,7 @@ def check_edit(old_path: Path, text: str, wanted: Inventory) -> None:
 
 def pasted(node: str, variables: Mapping[str, Any]) -> str:
     """Return what an operator can write by hand to add a node."""
-    lines = f"In {NODES_FILE}:\n\n{NODES}:\n  hosts:\n    {node}:\n"
+    lines = f"In {NODES_FILE}:\n\n{dump({NODES: {'hosts': {node: None}}})}"
     return lines + (f"\nIn host_vars/{node}.yml:\n\n{dump(dict(variables))}" if variables else "")
 
 

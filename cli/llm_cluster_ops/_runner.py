@@ -65,6 +65,9 @@ QUESTIONS = {
     r"[Pp]assword:\s*$": "",
     r"[Vv]ault password.*:\s*$": "",
 }
+# Playbooks that messages name, and their commands where those have another name.
+NAMED = ("site", "verify", "status", "stats", "lock", "drift", "sync", "drain", "resume")
+COMMANDS_OF = {"site": "deploy"}
 # How long Ansible has to end by itself once it was told to.
 GRACE = 30.0
 KEEP_LOGS = 30
@@ -126,6 +129,8 @@ class Run:
     seconds: float = 0.0
     # What the playbook wrote for programs; may hold a key.
     answer: dict[str, Any] = field(default_factory=dict, repr=False)
+    # Whether the answer says why it failed: drift, or nodes that can't be reached.
+    judged: bool = False
 
     @property
     def changed(self) -> int:
@@ -135,10 +140,11 @@ class Run:
     @property
     def exit_code(self) -> int:
         """0 done, 1 failed, 3 drift found, 4 only hosts that could not be reached."""
-        if self.answer.get("drift"):
-            return DRIFT
-        if self.answer.get("unreachable"):
-            return UNREACHABLE
+        if self.judged and self.failures and not self.interrupted:
+            if self.answer.get("drift"):
+                return DRIFT
+            if self.answer.get("unreachable"):
+                return UNREACHABLE
         if self.interrupted or any(
             not self.hosts.get(failure.host, HostState()).unreachable for failure in self.failures
         ):
@@ -212,6 +218,7 @@ class Recorder:
         self.show_diff = show_diff
         self.pid: int | None = None
         self.play = ""
+        self.shows = False
         self.recent: list[str] = []
 
     def handle(self, event: Mapping[str, Any]) -> bool:
@@ -226,6 +233,10 @@ class Recorder:
         if data.get("play"):
             self.play = str(data["play"])
         kind = str(event.get("event"))
+        if kind == "playbook_on_task_start":
+            self.shows = str(data.get("task_action")) == "llm.cluster.show"
+        if kind == "verbose" and self.shows and text:
+            self.message(text)
         if kind == "runner_on_file_diff" or (kind == "runner_on_ok" and self.show_diff and "--- before" in text):
             self.watcher.say(text)
         if kind == "playbook_on_stats":
@@ -265,7 +276,7 @@ class Recorder:
 
     def message(self, content: Any) -> None:
         """Note what a playbook has to say to people."""
-        text = "\n".join(map(str, content)) if isinstance(content, list) else str(content)
+        text = in_our_words("\n".join(map(str, content)) if isinstance(content, list) else str(content))
         if text not in self.run.messages:
             self.run.messages.append(text)
 
@@ -292,7 +303,17 @@ def reason_of(result: Mapping[str, Any]) -> str:
         text = "Its output holds secrets and is not shown."
     elif error and (not text or text in ("non-zero return code", "MODULE FAILURE")):
         text = error.splitlines()[-1] if "Traceback" in error else "\n".join(error.splitlines()[-6:])
-    return text.strip().removeprefix("Task failed: ") or "no reason was given; see the log"
+    return in_our_words(text.strip().removeprefix("Task failed: ")) or "no reason was given; see the log"
+
+
+def in_our_words(text: str) -> str:
+    """Return what a playbook says with the commands of this program where it names playbooks."""
+
+    def command(found: re.Match[str]) -> str:
+        return "llm cluster " + COMMANDS_OF.get(found["name"], found["name"])
+
+    text = re.sub(r"ansible-playbook (?:playbooks/|llm\.cluster\.)?(?P<name>\w+)(?:\.yml)? -i INVENTORY", command, text)
+    return re.sub(rf"\b(?:playbooks/)?(?P<name>{'|'.join(NAMED)})\.yml\b", command, text)
 
 
 def advice_of(result: Mapping[str, Any]) -> str:
@@ -390,6 +411,7 @@ def run_playbook(
     check: bool = False,
     diff: bool = False,
     answer: str = "",
+    judged: bool = False,
     watcher: Watcher | None = None,
 ) -> Run:
     """Run a playbook on a cluster, and return what came of it.
@@ -398,6 +420,7 @@ def run_playbook(
     :param extra: variables; never secrets, and not on the command line either
     :param inventory: inventories besides the cluster's own
     :param answer: the variable that tells the playbook where to write what it has to say to programs (``Run.answer``)
+    :param judged: whether that answer says why it failed
     :raises RunFailedError: unless all went well
     """
     _folder.check_vault(folder)
@@ -408,7 +431,7 @@ def run_playbook(
     title = name or str(playbook)
     watcher = watcher or Silent()
     path = new_log(cluster or folder.name, title)
-    run = Run(title, path)
+    run = Run(title, path, judged=judged)
     began = time.monotonic()
     private = Path(tempfile.mkdtemp(prefix="llm-cluster-"))
     try:

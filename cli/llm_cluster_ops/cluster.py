@@ -26,9 +26,10 @@ from ._errors import ClusterError, RunFailedError, UsageError, near
 from ._inventory import Inventory, Node
 from ._runner import Run, Silent, Watcher, run_playbook
 
+MODEL_FIELDS = ("name", "kind", "digest", "wanted", "note")
 PLAYBOOKS = Path(__file__).parent / "playbooks"
 
-__all__ = ["Cluster", "Created", "Node", "Removed", "Run", "Used"]
+__all__ = ["Cluster", "Created", "Model", "ModelState", "Node", "NodeStatus", "Removed", "Run", "Status", "Used"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,51 @@ class Used:
     key_name: str
     has_key: bool
     self_signed: bool
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """One model on one node; ``kind`` is ok, missing, partial, wrong, corrupt, stale or extra."""
+
+    name: str
+    kind: str
+    digest: str
+    wanted: str
+    note: str
+
+
+@dataclass(frozen=True)
+class NodeStatus:
+    """One node as status.yml tells it."""
+
+    name: str
+    state: str
+    drained_by: list[str]
+    engine: str | None
+    engine_version: str | None
+    slots_busy: int | None
+    slots_total: int | None
+    drift: str
+    models: list[ModelState]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Status:
+    """How things stand; ``data`` is all that status.yml says to programs."""
+
+    nodes: list[NodeStatus]
+    data: dict[str, Any]
+    run: Run
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model: the nodes of each version that is served."""
+
+    name: str
+    versions: dict[str, list[str]]
+    missing: list[str]
 
 
 class Cluster:
@@ -169,6 +215,50 @@ class Cluster:
         self.known_node(name)
         return self.play("resume", "resume", extra={"node": name})
 
+    def status(self) -> Status:
+        """Run ``status.yml``: each node's state, engine, slots and models; changes nothing."""
+        run = self.play("status", "status", extra={"output": "json"}, answer="output_file")
+        return Status([node_status(name, entry) for name, entry in run.answer["nodes"].items()], run.answer, run)
+
+    def stats(self) -> dict[str, Any]:
+        """Run ``stats.yml``: load of the nodes, and the requests of the last minute."""
+        return self.play("stats", "stats", extra={"output": "json"}, answer="output_file").answer
+
+    def show(self, what: str) -> Run:
+        """Run ``status.yml`` or ``stats.yml`` for people: the run's messages are the table."""
+        return self.play(what, what)
+
+    def models(self) -> list[Model]:
+        """Return the models that nodes serve or should serve, with the nodes of each version."""
+        found: dict[str, Model] = {}
+        for node in self.status().nodes:
+            for model in node.models:
+                entry = found.setdefault(model.name, Model(model.name, {}, []))
+                (entry.versions.setdefault(model.digest, []) if model.digest else entry.missing).append(node.name)
+        return sorted(found.values(), key=lambda model: model.name)
+
+    def lock(
+        self, *, check: bool = False, diff: bool = False, update: Sequence[str] = (), source: str | None = None
+    ) -> Run:
+        """Run ``lock.yml``: write down which version of each model every node must serve.
+
+        :param update: models whose sources are asked anew; ``all`` for all of them
+        :param source: a node whose versions are taken
+        """
+        extra: dict[str, Any] = {"lock_update": list(update)} if update else {}
+        if source:
+            self.known_node(source)
+            extra["lock_from"] = source
+        return self.play("lock", "lock", check=check, diff=diff, extra=extra)
+
+    def drift(self) -> Run:
+        """Run ``drift.yml``: fails when a node's models differ from the lock; ``run.answer`` says where."""
+        return self.play("drift", "drift", answer="result_file", judged=True)
+
+    def sync(self, *, check: bool = False, diff: bool = False) -> Run:
+        """Run ``sync.yml``: bring node after node to the lock, while the others serve."""
+        return self.play("sync", "sync", check=check, diff=diff, answer="result_file")
+
     def use(self) -> Used:
         """Set up this user's llm for the endpoint: its models and its key."""
         from . import _use
@@ -204,7 +294,25 @@ class Cluster:
 
     def play(self, playbook: str | Path, name: str, **options: Any) -> Run:
         """Run a playbook on this cluster. See run_playbook."""
+        _inventory.check_variables(self.folder)
         return run_playbook(self.folder, playbook, name=name, cluster=self.name, watcher=self.watcher, **options)
+
+
+def node_status(name: str, entry: dict[str, Any]) -> NodeStatus:
+    """Return a node's entry in what status.yml says to programs."""
+    engine = entry["engine"] or {}
+    return NodeStatus(
+        name=name,
+        state=entry["state"],
+        drained_by=list(entry["drained_by"]),
+        engine=engine.get("kind"),
+        engine_version=engine.get("version"),
+        slots_busy=entry["slots"]["busy"],
+        slots_total=entry["slots"]["total"],
+        drift=entry["drift"],
+        models=[ModelState(**{key: model[key] for key in MODEL_FIELDS}) for model in entry["models"]],
+        notes=list(entry["notes"]),
+    )
 
 
 def parse_host(text: str, **settings: Any) -> Node:

@@ -4,17 +4,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 
 from . import _inventory
-from ._errors import ClusterError
+from ._errors import ClusterError, RunFailedError
 from ._progress import watcher
+from ._runner import Silent
 from .cluster import Cluster, Run, parse_host, parse_labels
 
 
@@ -38,6 +47,11 @@ def told(function: Callable[..., None]) -> Callable[..., None]:
     def call(*arguments: Any, **options: Any) -> None:
         try:
             function(*arguments, **options)
+        except RunFailedError as error:
+            # What it found before it failed, such as who answered and who didn't.
+            for message in error.run.messages:
+                click.echo(message)
+            raise Failed(error) from error
         except ClusterError as error:
             raise Failed(error) from error
         except OSError as error:
@@ -235,6 +249,177 @@ def resume(cluster: Cluster, host: str) -> None:
     report(cluster.resume(host))
 
 
+JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
+WATCH = click.option(
+    "--watch",
+    type=click.FloatRange(min=1),
+    is_flag=False,
+    flag_value=2.0,
+    metavar="[SECONDS]",
+    help="Look again and again, so many seconds apart; Ctrl-C ends it.  [default: 2]",
+)
+
+
+def print_json(content: Any) -> None:
+    """Print data for programs."""
+    click.echo(json.dumps(content, indent=2))
+
+
+def watched(cluster: Cluster, what: str, seconds: float | None) -> None:
+    """Print what status or stats shows; with seconds again and again, on a terminal in one place."""
+    if seconds is None:
+        click.echo("\n".join(cluster.show(what).messages))
+        return
+    cluster.watcher = Silent()
+    console = Console()
+    # In its own place, so that what was on the screen is there again afterwards.
+    with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live, until_stopped():
+        while True:
+            text = "\n".join(cluster.show(what).messages)
+            if console.is_terminal:
+                live.update(Text(f"{text}\n\n{datetime.now():%H:%M:%S}  Ctrl-C ends it"), refresh=True)
+            else:
+                click.echo(f"{text}\n")
+            time.sleep(seconds)
+
+
+@contextlib.contextmanager
+def until_stopped() -> Iterator[None]:
+    """Take Ctrl-C for the end of looking, which is no failure."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    except RunFailedError as error:
+        if not error.run.interrupted:
+            raise
+
+
+@click.command(short_help="Show each node's state and models.")
+@WATCH
+@JSON
+@on_cluster
+def status(cluster: Cluster, watch: float | None, as_json: bool) -> None:
+    """Show each node's state, engine, slots and models, with drift marked, then the balancers (status.yml).
+
+    Example:
+
+    \b
+      llm cluster status --watch 5
+    """
+    if as_json:
+        print_json(cluster.status().data)
+    else:
+        watched(cluster, "status", watch)
+
+
+@click.command(short_help="Show load and requests.")
+@WATCH
+@JSON
+@on_cluster
+def stats(cluster: Cluster, watch: float | None, as_json: bool) -> None:
+    """Show what each node does now, and the requests of the last minute (stats.yml).
+
+    Example:
+
+    \b
+      llm cluster stats --watch
+    """
+    if as_json:
+        print_json(cluster.stats())
+    else:
+        watched(cluster, "stats", watch)
+
+
+@click.command(short_help="List models, their versions and where they are.")
+@JSON
+@on_cluster
+def models(cluster: Cluster, as_json: bool) -> None:
+    """List the models, the digest of each version that is served, and the nodes that serve it.
+
+    Example:
+
+    \b
+      llm cluster models
+    """
+    found = cluster.models()
+    if as_json:
+        print_json([asdict(model) for model in found])
+        return
+    table = Table(box=None)
+    for column in ("model", "digest", "nodes"):
+        table.add_column(column, overflow="fold")
+    for model in found:
+        for digest, nodes in model.versions.items():
+            table.add_row(Text(model.name), Text(digest), Text(", ".join(nodes)))
+        if model.missing:
+            table.add_row(Text(model.name), Text("missing"), Text(", ".join(model.missing)))
+    Console().print(table)
+
+
+@click.command(short_help="Write down each model's version.")
+@CHECK
+@DIFF
+@click.option(
+    "--update", multiple=True, metavar="MODEL", help="Ask this model's source anew; all for every one; may be repeated."
+)
+@click.option(
+    "--from", "source", metavar="HOST", shell_complete=node_names, help="Take the versions that this node serves."
+)
+@on_cluster
+def lock(cluster: Cluster, check: bool, diff: bool, update: tuple[str, ...], source: str | None) -> None:
+    """Write down which version of each model every node must serve, in models.lock.yml (lock.yml).
+
+    With --check it fails if that file is not up to date.
+
+    Example:
+
+    \b
+      llm cluster lock --update gemma3:4b
+    """
+    report(cluster.lock(check=check, diff=diff, update=update, source=source))
+
+
+@click.command(short_help="Report where models differ from the lock.")
+@JSON
+@on_cluster
+def drift(cluster: Cluster, as_json: bool) -> None:
+    """Report where nodes' models differ from the lock; the exit code is 3 if any does, 4 if a node can't be reached.
+
+    Example:
+
+    \b
+      llm cluster drift
+    """
+    if not as_json:
+        report(cluster.drift())
+        return
+    try:
+        print_json(cluster.drift().answer)
+    except RunFailedError as error:
+        error.run.messages.clear()
+        if error.run.answer:
+            print_json(error.run.answer)
+        raise
+
+
+@click.command(short_help="Bring the nodes to the lock.")
+@CHECK
+@DIFF
+@on_cluster
+def sync(cluster: Cluster, check: bool, diff: bool) -> None:
+    """Bring node after node to the versions in the lock, while the others serve (sync.yml).
+
+    It may be stopped at any moment and run again: it goes on from there.
+
+    Example:
+
+    \b
+      llm cluster sync --check
+    """
+    report(cluster.sync(check=check, diff=diff))
+
+
 @click.command(short_help="Set up this machine's llm for the endpoint.")
 @click.option("--undo", is_flag=True, help="Take out again what this put in.")
 @on_cluster
@@ -260,4 +445,19 @@ def use(cluster: Cluster, undo: bool) -> None:
     click.echo(f'Try: llm -m {used.models[0]} "hello"')
 
 
-COMMANDS = [init, add_node, remove_node, deploy, verify, drain, resume, use]
+COMMANDS = [
+    init,
+    add_node,
+    remove_node,
+    deploy,
+    verify,
+    status,
+    stats,
+    models,
+    lock,
+    drift,
+    sync,
+    drain,
+    resume,
+    use,
+]

@@ -85,7 +85,9 @@ def inventories(draw: Any) -> tuple[str, dict[str, Any]]:
 
 @given(inventories(), NAMES, st.integers(1, 64))
 @settings(max_examples=40, deadline=None)
-def test_adding_and_removing_changes_exactly_that(written_as: tuple[str, dict[str, Any]], name: str, slots: int) -> None:
+def test_adding_and_removing_changes_exactly_that(
+    written_as: tuple[str, dict[str, Any]], name: str, slots: int
+) -> None:
     text, nodes = written_as
     folder = written("add", text)
     path = folder / "nodes.yml"
@@ -213,7 +215,7 @@ def test_nodes_that_can_not_be_are_refused(folder: Path, node: Node, words: str)
 
 
 def test_unknown_nodes_get_the_nearest_names(folder: Path) -> None:
-    with pytest.raises(UsageError, match="Did you mean node2 or node1|Did you mean node1 or node2"):
+    with pytest.raises(UsageError, match=r"Did you mean node\d or node\d\?"):
         _inventory.remove_node(folder, "nod")
     with pytest.raises(UsageError, match="The nodes are node1, node2"):
         _inventory.remove_node(folder, "zzz")
