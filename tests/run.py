@@ -90,6 +90,7 @@ SUITES = [
     # In its short form; with CHAOS=full (make chaos) whole.
     Suite("chaos", [pytest("pytest tests/chaos", "tests/chaos")]),
     Suite("package", [pytest("pytest tests/package", "tests/package")]),
+    Suite("cli", [pytest("pytest tests/cli", "tests/cli")]),
     Suite("ollama", [molecule("test", "ollama")]),
     # The demo's inventory on the demo's hosts: converged once, then everything that needs a cluster looks at it.
     Suite(
