@@ -112,7 +112,7 @@ class SimulatedBalancer(socketserver.ThreadingMixIn, socketserver.UnixStreamServ
             for owner, reason in owners.items()
         ]
         request = {"id": "r1", "model": "m", "key": "team-a", "seconds": 3.2, "ending": False}
-        peers = [
+        peers: list[dict[str, Any]] = [
             {
                 "name": name,
                 "node": name,

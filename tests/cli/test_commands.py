@@ -256,14 +256,35 @@ def place_log(place: Place) -> str:
     return f"log: {logs[-1]}"
 
 
-def test_drift_ends_with_3_and_status_tells_programs(cluster: Cluster, folder: Path) -> None:
-    del folder
+def test_drift_has_exit_codes_of_its_own_and_status_shows_who_is_away(
+    cluster: Cluster, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "models.lock.yml").write_text(
+        "models:\n  gemma3:4b:\n    ollama:\n"
+        f"      digest: sha256:{'0' * 64}\n      size: 1\n      source: {{registry: gemma3:4b}}\n"
+    )
+    (folder / "group_vars" / "all" / "store.yml").write_text(f"ollama_models_path: {tmp_path / 'store'}\n")
+    away = f"ansible_connection: ssh\nansible_host: 127.0.0.1\nansible_port: {closed_port()}\n"
+    (folder / "host_vars" / "node2.yml").write_text(away)
     drifted = cluster("drift", "--json")
-    assert drifted.returncode in (1, 3), drifted.stderr
-    assert set(json.loads(drifted.stdout)["nodes"]) == {"node1", "node2"}
-    told = cluster("status", "--json")
-    assert told.returncode == 0, told.stderr
-    assert set(json.loads(told.stdout)["nodes"]) == {"node1", "node2"}
+    assert drifted.returncode == 3, drifted.stdout + drifted.stderr
+    found = json.loads(drifted.stdout)
+    assert (found["drift"], found["unreachable"]) == (["node1"], ["node2"])
+    assert "llm cluster sync" in drifted.stderr
+
+    table = cluster("status")
+    assert table.returncode == 0, table.stderr
+    assert "gemma3:4b" in table.stdout
+    assert "DRIFT: missing" in table.stdout
+    assert "node2" in table.stdout
+    assert "unreachable" in table.stdout
+    told = cluster("status", "--json", "--quiet")
+    assert json.loads(told.stdout)["nodes"]["node2"]["state"] == "unreachable"
+
+    (folder / "nodes.yml").write_text((folder / "nodes.yml").read_text().replace("    node1:\n", ""))
+    alone = cluster("drift")
+    assert alone.returncode == 4, alone.stdout + alone.stderr
+    assert "node2" in alone.stdout
 
 
 def test_every_commands_help_has_an_example(place: Place) -> None:

@@ -11,6 +11,7 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli.conftest import ROOT, Cluster, Place, pip
@@ -75,10 +76,10 @@ def test_every_call_of_llm_stays_as_fast(place: Place) -> None:
         # Imported by name, because llm's own way of loading plugins leaves no line.
         program = "import llm.cli; import llm_cluster_ops.plugin"
         done = place.run("python", "-X", "importtime", "-c", program, LLM_LOAD_PLUGINS="")
-        lines = re.findall(r"^import time: +\d+ \| +(\d+) \| (llm_cluster_ops\S*)$", done.stderr, re.M)
-        assert [name for _time, name in lines] == ["llm_cluster_ops", "llm_cluster_ops.plugin"], done.stderr
-        # Each with all that it was the first to import.
-        return sum(int(time) for time, _name in lines)
+        # The middle number is of a module with all that it was the first to import.
+        line = re.search(r"^import time: +\d+ \| +(\d+) \| +llm_cluster_ops\.plugin$", done.stderr, re.M)
+        assert line, done.stderr
+        return int(line.group(1))
 
     assert min(cost() for _ in range(3)) <= ALLOWED
     heavy = "('ansible', 'ansible_runner', 'llm_cluster_ops.commands', 'rich.live', 'ruamel.yaml')"
@@ -121,13 +122,12 @@ def test_the_other_plugin_of_that_name_goes_on_working(place: Place, wheel: Path
     assert filled.returncode == 0, filled.stderr
     # Their latest release imports a name that llm no longer has there; with it, it works.
     (place.home / "sitecustomize.py").write_text("import llm, llm.cli\nllm.cli.get_key = llm.get_key\n")
-    mended = {"PYTHONPATH": str(place.home)}
+    mended: dict[str, Any] = {"PYTHONPATH": str(place.home)}
 
     def both_work() -> None:
         clustered = place.cluster("texts", "2", **mended)
         assert clustered.returncode == 0, clustered.stderr
         assert sorted(clustered.stdout.count(f'"id": "{name}"') for name in "abc") == [1, 1, 1]
-        assert place.cluster("texts", "2", "--truncate", "1", **mended).returncode == 0
         listed = place.cluster("--help").stdout
         assert "cluster*" in listed
         assert "add-node" in listed
