@@ -309,14 +309,15 @@ def preview(made: Mapping[str, Any], peers: Sequence[Mapping[str, Any]]) -> tupl
 
 
 def at_versions(peers: Iterable[Mapping[str, Any]], digests: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return peers that want other versions of the models named."""
-    return [
-        {
-            **peer,
-            "models": [{**model, "digest": digests.get(model["name"], model["digest"])} for model in peer["models"]],
-        }
-        for peer in peers
-    ]
+    """Return peers with other digests for the models named, and without sources.
+
+    For versions that are on the node: whatever the source has by now, nobody is to ask it.
+    """
+
+    def at_version(model: Mapping[str, Any]) -> dict[str, Any]:
+        return {**model, "digest": digests.get(model["name"], model["digest"]), "source": {}, "size": None}
+
+    return [{**peer, "models": [at_version(model) for model in peer["models"]]} for peer in peers]
 
 
 def asked_peers(peers: Iterable[Mapping[str, Any]], switched: Iterable[str]) -> list[dict[str, Any]]:

@@ -271,6 +271,7 @@ def test_peers_at_other_versions():
     before = [peer("n1", "m", "x")]
     after = sync.at_versions(before, {"m": OLD})
     assert [model["digest"] for model in after[0]["models"]] == [OLD, NEW]
+    assert [model["source"] for model in after[0]["models"]] == [{}, {}]
     assert before[0]["models"][0]["digest"] == NEW
 
 
