@@ -318,8 +318,7 @@ def text_with_node(text: str, name: str) -> str:
     data = load(text, NODES_FILE)
     if data is None:
         # Comments alone: they stay above.
-        added = dump({NODES: {"hosts": {name: None}}})
-        return (text if text.endswith("\n") or not text else text + "\n") + added
+        return (text if text.endswith("\n") or not text else text + "\n") + node_lines(name)
     if not isinstance(data, CommentedMap):
         raise ClusterError("it is not a mapping of groups")
     group = find_group(data, NODES)
@@ -398,9 +397,14 @@ def check_edit(old_path: Path, text: str, wanted: Inventory) -> None:
             raise ClusterError("the edit would have changed something else too")
 
 
+def node_lines(name: str) -> str:
+    """Return the lines that put a node into an inventory."""
+    return dump({NODES: {"hosts": {name: None}}}).replace(": null\n", ":\n")
+
+
 def pasted(node: str, variables: Mapping[str, Any]) -> str:
     """Return what an operator can write by hand to add a node."""
-    lines = f"In {NODES_FILE}:\n\n{dump({NODES: {'hosts': {node: None}}})}"
+    lines = f"In {NODES_FILE}:\n\n{node_lines(node)}"
     return lines + (f"\nIn host_vars/{node}.yml:\n\n{dump(dict(variables))}" if variables else "")
 
 

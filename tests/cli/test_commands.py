@@ -134,6 +134,36 @@ def test_ctrl_c_stops_cleanly_and_says_how_things_stand(
     assert [line for line in left.splitlines() if "ansible-playbook" in line and str(folder) in line] == []
 
 
+def test_on_a_terminal_there_is_a_live_table(place: Place, folder: Path, balancer: SimulatedBalancer) -> None:
+    balancer.busy = 1
+    session = f"llm-cluster-{place.home.parent.name}"
+
+    def tmux(*arguments: str) -> str:
+        argv = ["tmux", "-L", session, *arguments]
+        return subprocess.run(argv, capture_output=True, text=True, check=True, env=place.environment).stdout
+
+    def seen(words: str) -> str:
+        deadline = time.monotonic() + 30
+        while words not in (screen := tmux("capture-pane", "-p")):
+            assert time.monotonic() < deadline, screen
+            time.sleep(0.1)
+        return screen
+
+    llm = place.python.parent / "llm"
+    tmux("new-session", "-d", "-x", "120", "-y", "20", "-c", str(folder), f"{llm} cluster drain node1; read wait")
+    try:
+        live = seen("Wait until it has finished")
+        assert "host" in live
+        assert "phase" in live
+        assert "balancer  Drain the node on every" in live
+        balancer.busy = 0
+        done = seen("drain: done")
+        # The table is gone; what is left is the summary.
+        assert "phase" not in done
+    finally:
+        tmux("kill-server")
+
+
 def test_a_host_that_can_not_be_reached_is_told_in_the_words_of_ssh(cluster: Cluster, folder: Path) -> None:
     (folder / "host_vars" / "balancer.yml").write_text(
         f"ansible_connection: ssh\nansible_host: 127.0.0.1\nansible_port: {closed_port()}\n"

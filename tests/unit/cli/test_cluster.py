@@ -1,0 +1,109 @@
+# Copyright: (c) 2026, llm.cluster contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Hosts, labels and folders as users write them."""
+
+from __future__ import annotations
+
+import configparser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llm_cluster_ops import Cluster, _create, _folder
+from llm_cluster_ops._errors import ClusterError, UsageError
+from llm_cluster_ops.cluster import parse_host, parse_labels
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "name", "variables"),
+    [
+        ("node1", {}, "node1", {}),
+        ("192.0.2.1:2222", {}, "192.0.2.1", {"ansible_port": 2222}),
+        ("192.0.2.1", {"name": "n"}, "n", {"ansible_host": "192.0.2.1"}),
+        ("[2001:db8::1]:22", {"name": "n"}, "n", {"ansible_host": "2001:db8::1", "ansible_port": 22}),
+        ("2001:db8::1", {"name": "n", "user": "ops"}, "n", {"ansible_host": "2001:db8::1", "ansible_user": "ops"}),
+        ("n", {"backup": True, "weight": 2}, "n", {"llm_node_backup": True, "llm_node_weight": 2}),
+    ],
+)
+def test_hosts(text: str, settings: dict[str, Any], name: str, variables: dict[str, Any]) -> None:
+    node = parse_host(text, **settings)
+    assert node.name == name
+    assert node.variables() == variables
+
+
+@pytest.mark.parametrize("text", ["2001:db8::1", "h:", "h:0", "h:70000", "h:x", "[::1", "[::1]22", "", "a b"])
+def test_hosts_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_host(text)
+
+
+def test_labels() -> None:
+    wanted = {"rack": "b", "gpus": 2, "speed": 1.5, "fast": True, "zone": "on", "sizes": [1, "x"], "hex": "0x1f"}
+    pairs = ["rack=b", "gpus=2", "speed=1.5", "fast=true", "zone=on", "sizes=1,x", "hex=0x1f"]
+    assert parse_labels(pairs) == wanted
+
+
+@pytest.mark.parametrize("pairs", [["rack"], ["=b"], ["rack="], ["a-b=c"], ["a=1", "a=2"]])
+def test_labels_that_are_none(pairs: list[str]) -> None:
+    with pytest.raises(UsageError):
+        parse_labels(pairs)
+
+
+def test_folders_are_found_from_below_or_by_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "office" / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "office" / "nodes.yml").write_text("llm_nodes:\n")
+    monkeypatch.delenv("LLM_CLUSTER_DIR", raising=False)
+    monkeypatch.chdir(tmp_path / "office" / "deep" / "er")
+    assert _folder.find() == tmp_path / "office"
+    monkeypatch.chdir("/")
+    with pytest.raises(UsageError, match="llm cluster init"):
+        _folder.find()
+    monkeypatch.setenv("LLM_CLUSTER_DIR", str(tmp_path / "office"))
+    assert Cluster().name == "office"
+    with pytest.raises(UsageError, match="--dir says"):
+        _folder.find(tmp_path)
+
+
+def test_new_folders_have_the_checkouts_settings_of_ansible() -> None:
+    def settings(text: str) -> dict[str, dict[str, str]]:
+        parser = configparser.ConfigParser(interpolation=None)
+        parser.read_string(text)
+        return {name: dict(parser[name]) for name in ("defaults", "ssh_connection")}
+
+    made = settings(_create.ANSIBLE_CFG.format(password_file="x", name="n"))
+    for own in ("inventory", "inventory_ignore_patterns", "vault_password_file"):
+        del made["defaults"][own]
+    checkout = settings((ROOT / "ansible.cfg").read_text())
+    del checkout["defaults"]["collections_path"]
+    assert made == checkout
+
+
+def test_from_a_checkout_the_checkouts_collection_runs() -> None:
+    assert _folder.collections_path() == ROOT / "collections"
+    assert (_folder.collection() / "galaxy.yml").samefile(ROOT / "galaxy.yml")
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ("", "no password for it is set"),
+        ("[defaults]\nvault_password_file = gone\n", "is not here: gone"),
+        ("[defaults]\nvault_password_file = there\n", ""),
+        ("[defaults]\nvault_identity_list = a@b\n", ""),
+    ],
+)
+def test_vaults_need_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: str, problem: str) -> None:
+    for name in ("ANSIBLE_VAULT_PASSWORD_FILE", "ANSIBLE_VAULT_IDENTITY_LIST"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "group_vars").mkdir()
+    (tmp_path / "there").write_text("x")
+    (tmp_path / "ansible.cfg").write_text(settings)
+    _folder.check_vault(tmp_path)  # nothing is encrypted
+    (tmp_path / "group_vars" / "all.yml").write_text("$ANSIBLE_VAULT;1.1;AES256\n00\n")
+    if problem:
+        with pytest.raises(ClusterError, match=problem):
+            _folder.check_vault(tmp_path)
+    else:
+        _folder.check_vault(tmp_path)
