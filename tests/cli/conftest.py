@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socketserver
 import subprocess
 import sys
@@ -150,11 +151,19 @@ def balancer(tmp_path: Path) -> Iterator[SimulatedBalancer]:
         yield server
 
 
-@pytest.fixture
-def folder(place: Place, balancer: SimulatedBalancer, tmp_path: Path) -> Path:
-    """A cluster on this machine: its balancer's admin API is the simulated one, its hosts are reached without SSH."""
-    made = place.cluster("init", "office")
+@pytest.fixture(scope="session")
+def home_with_cluster(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's home with a new cluster in it, to copy."""
+    first = Place(installed, tmp_path_factory.mktemp("home"))
+    made = first.cluster("init", "office")
     assert made.returncode == 0, made.stderr
+    return first.home
+
+
+@pytest.fixture
+def folder(place: Place, home_with_cluster: Path, balancer: SimulatedBalancer, tmp_path: Path) -> Path:
+    """A cluster on this machine: its balancer's admin API is the simulated one, its hosts are reached without SSH."""
+    shutil.copytree(home_with_cluster, place.home, dirs_exist_ok=True)
     office = place.home / "office"
     hosts = "    node1:\n    node2:\n"
     nodes = (office / "nodes.yml").read_text()
