@@ -249,6 +249,8 @@ class Recorder:
     def host_event(self, kind: str, host: str, data: Mapping[str, Any]) -> None:
         """Note what one host does."""
         state = self.run.hosts.setdefault(host, HostState())
+        if re.search(r"\b(include|import)_(role|tasks)$", str(data.get("task_action", ""))):
+            return  # no work, but what leads to it
         state.phase = str(data.get("role") or self.play).removeprefix("llm.cluster.")
         state.task = str(data.get("task") or "")
         state.busy = kind == "runner_on_start"
@@ -265,7 +267,9 @@ class Recorder:
             state.unreachable = True
             reason = reason_of(result)
             self.run.failures.append(Failure(host, state.task, reason, reach_advice(reason), unreachable=True))
-        self.watcher.step(self.run, host)
+        if kind in ("runner_on_ok", "runner_on_failed", "runner_on_unreachable"):
+            # Only now: a role that has nothing to do on a host is no phase of it.
+            self.watcher.step(self.run, host)
 
     def forget_rescued(self, totals: Mapping[str, Any]) -> None:
         """Drop the failures that the playbook itself has dealt with: those hosts did not fail in the end."""
