@@ -92,6 +92,18 @@ SUITES = [
     Suite("package", [pytest("pytest tests/package", "tests/package")]),
     Suite("cli", [pytest("pytest tests/cli", "tests/cli")]),
     Suite("ollama", [molecule("test", "ollama")]),
+    # Four nodes on both engines: converged once, then versions are locked, moved, damaged and brought back there.
+    Suite(
+        "sync",
+        [
+            molecule("create", "sync"),
+            molecule("prepare", "sync"),
+            molecule("converge", "sync"),
+            pytest("pytest tests/e2e/sync", "-rP", "tests/e2e/sync"),
+            molecule("destroy", "sync", always=True),
+        ],
+        stop_at_failure=True,
+    ),
     # The demo's inventory on the demo's hosts: converged once, then everything that needs a cluster looks at it.
     Suite(
         "cluster",

@@ -136,15 +136,19 @@ class Bed:
 
     # What there is to sync
 
-    def offer_gemma(self, version: str) -> None:
-        """Put another version of the GGUF file where the inventory says it is."""
+    def offered_gemma(self) -> str:
+        """Which version of the GGUF file is where the inventory says it is."""
+        return (FOLDER / "models" / "gemma.gguf").readlink().stem
+
+    def offer_gemma(self, version: str = "") -> None:
+        """Put another version of the GGUF file there; by default the other of the two that work."""
         new = FOLDER / "models" / "gemma.gguf.new"
-        new.symlink_to(version + ".gguf")
+        new.symlink_to((version or ("v1" if self.offered_gemma() == "v2" else "v2")) + ".gguf")
         new.replace(FOLDER / "models" / "gemma.gguf")
 
-    def offer_tiny(self, content: str) -> None:
-        """Move the tag in the registry; the version before is no longer there."""
-        self.ssh(UPSTREAM, f"echo MODEL=library/tiny:1={content} > /etc/simulated-upstream")
+    def offer_tiny(self) -> None:
+        """Move the tag in the registry to something new; the version before is no longer there."""
+        self.ssh(UPSTREAM, f"echo MODEL=library/tiny:1={time.time_ns()} > /etc/simulated-upstream")
         self.ssh(UPSTREAM, "systemctl restart simulated-upstream.service")
         self.heal()
 

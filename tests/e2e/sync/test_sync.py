@@ -64,7 +64,7 @@ def test_drift_in_each_form_is_reported_and_mended(bed: Bed) -> None:
     bed.ollama("ollama-1", "POST", "copy", source=TINY, destination="other:1")
     bed.ollama("ollama-1", "DELETE", "delete", model=TINY)
     # And on one somebody pulled the tag, which has moved.
-    bed.offer_tiny("two")
+    bed.offer_tiny()
     source = f"{bed.address(UPSTREAM)}:5000/library/{TINY}"
     bed.ollama("ollama-2", "POST", "pull", model=source, insecure=True, stream=False)
     bed.ollama("ollama-2", "POST", "copy", source=source, destination=TINY)
@@ -93,7 +93,7 @@ def test_drift_in_each_form_is_reported_and_mended(bed: Bed) -> None:
 
 def test_a_new_version_under_load(bed: Bed) -> None:
     before = bed.locked()
-    bed.offer_gemma("v2")
+    bed.offer_gemma()
     stale = bed.playbook("lock", "--check", "-e", "lock_update=all")
     assert stale.code != 0, "the sources have moved"
     with bed.load() as load:
@@ -126,6 +126,7 @@ def test_a_new_version_under_load(bed: Bed) -> None:
 def test_a_version_that_does_not_load_is_undone(bed: Bed) -> None:
     before = bed.locked()
     untouched = bed.started("llama-2")
+    good = bed.offered_gemma()
     bed.offer_gemma("broken")
     bed.lock()
     sync = bed.playbook("sync")
@@ -137,14 +138,14 @@ def test_a_version_that_does_not_load_is_undone(bed: Bed) -> None:
     assert bed.drains() == set()
     assert bed.up("llama-1")
     assert sorted(bed.result()["drift"]) == list(LLAMA)
-    bed.offer_gemma("v2")
+    bed.offer_gemma(good)
     assert bed.lock() == before
     assert bed.well("sync").changed() == {}
 
 
 def test_what_fails_while_fetching_fails_before_any_node_is_drained(bed: Bed) -> None:
     before = bed.locked()[TINY]
-    bed.offer_tiny("three")
+    bed.offer_tiny()
     bed.lock()
     bed.fault(path="/v2/library/tiny/blobs/.*", wrong_bytes=True)
     sync = bed.playbook("sync")
@@ -179,7 +180,7 @@ def test_a_sync_that_was_killed_is_continued_and_operators_drains_stay(bed: Bed)
 
 def test_a_node_that_is_down_is_kept_out_until_it_is_synced(bed: Bed) -> None:
     old = bed.locked()[GEMMA]
-    bed.offer_gemma("v1")
+    bed.offer_gemma()
     new = bed.lock()[GEMMA]
     container = f"llm-{NAME}-llama-2"
     subprocess.run(["docker", "kill", container], check=True, capture_output=True)
