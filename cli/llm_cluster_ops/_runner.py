@@ -237,8 +237,8 @@ class Recorder:
             self.shows = str(data.get("task_action")) == "llm.cluster.show"
         if kind == "verbose" and self.shows and text:
             self.message(text)
-        if kind == "runner_on_file_diff" or (kind == "runner_on_ok" and self.show_diff and "--- before" in text):
-            self.watcher.say(text)
+        if self.show_diff and "--- before" in text:
+            self.run.messages.append(text[text.find("--- before") :])
         if kind == "playbook_on_stats":
             self.forget_rescued(data)
         host = data.get("host")
@@ -317,7 +317,7 @@ def in_our_words(text: str) -> str:
         return "llm cluster " + COMMANDS_OF.get(found["name"], found["name"])
 
     text = re.sub(r"ansible-playbook (?:playbooks/|llm\.cluster\.)?(?P<name>\w+)(?:\.yml)? -i INVENTORY", command, text)
-    return re.sub(rf"\b(?:playbooks/)?(?P<name>{'|'.join(NAMED)})\.yml\b", command, text)
+    return re.sub(rf"(?<![\w./-])(?:playbooks/)?(?P<name>{'|'.join(NAMED)})\.yml\b", command, text)
 
 
 def advice_of(result: Mapping[str, Any]) -> str:

@@ -79,6 +79,13 @@ def on_cluster(function: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
+def quick(cluster: Cluster) -> Cluster:
+    """Return the cluster for work of seconds: without a terminal its lines would be longer than the answer."""
+    if not Console(stderr=True).is_terminal:
+        cluster.watcher = Silent()
+    return cluster
+
+
 def node_names(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """Complete the name of a node."""
     try:
@@ -308,9 +315,9 @@ def status(cluster: Cluster, watch: float | None, as_json: bool) -> None:
       llm cluster status --watch 5
     """
     if as_json:
-        print_json(cluster.status().data)
+        print_json(quick(cluster).status().data)
     else:
-        watched(cluster, "status", watch)
+        watched(quick(cluster), "status", watch)
 
 
 @click.command(short_help="Show load and requests.")
@@ -326,9 +333,9 @@ def stats(cluster: Cluster, watch: float | None, as_json: bool) -> None:
       llm cluster stats --watch
     """
     if as_json:
-        print_json(cluster.stats())
+        print_json(quick(cluster).stats())
     else:
-        watched(cluster, "stats", watch)
+        watched(quick(cluster), "stats", watch)
 
 
 @click.command(short_help="List models, their versions and where they are.")
@@ -342,7 +349,7 @@ def models(cluster: Cluster, as_json: bool) -> None:
     \b
       llm cluster models
     """
-    found = cluster.models()
+    found = quick(cluster).models()
     if as_json:
         print_json([asdict(model) for model in found])
         return

@@ -107,6 +107,10 @@ def test_the_likeliest_cause_comes_first_of_three(words: str, first: str) -> Non
             "Lock it with: llm cluster lock --check",
         ),
         ("run llm.cluster.sync", "run llm.cluster.sync"),
+        (
+            "/x/models.lock.yml is not up to date. Run lock.yml",
+            "/x/models.lock.yml is not up to date. Run llm cluster lock",
+        ),
         ("ansible-playbook llm.cluster.site -i INVENTORY", "llm cluster deploy"),
         ("then run sync.yml again, see main.yml", "then run llm cluster sync again, see main.yml"),
     ],
@@ -129,6 +133,15 @@ def test_reports_of_the_playbooks_are_kept_as_messages_once(recorder: Recorder) 
     for host in ("node1", "node2"):
         recorder.handle(event("runner_on_ok", host, task_action="ansible.builtin.debug", res={"msg": ["a", "b"]}))
     assert recorder.run.messages == ["node1  up", "a\nb"]
+
+
+def test_diffs_are_told_as_they_are(recorder: Recorder) -> None:
+    diff = "--- before: /x/site.yml\n+++ after: /x/site.yml\n-a\n+b"
+    recorder.handle(event("runner_on_file_diff", text=f"TASK [x]\n{diff}"))
+    assert recorder.run.messages == []
+    recorder.show_diff = True
+    recorder.handle(event("runner_on_file_diff", text=f"TASK [x]\n{diff}"))
+    assert recorder.run.messages == [diff]
 
 
 def test_only_what_is_allowed_of_the_environment_gets_through() -> None:
