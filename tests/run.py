@@ -97,7 +97,6 @@ SUITES = [
         "sync",
         [
             molecule("create", "sync"),
-            molecule("prepare", "sync"),
             molecule("converge", "sync"),
             pytest("pytest tests/e2e/sync", "-rP", "tests/e2e/sync"),
             molecule("destroy", "sync", always=True),
