@@ -34,6 +34,11 @@ class RunFailedError(ClusterError):
         self.run = run
         self.exit_code = run.exit_code
 
+    def add(self, standing: str) -> RunFailedError:
+        """Say how things stand after work of several playbooks, and how to go on."""
+        self.args = (f"{self.args[0]}\n{standing}",)
+        return self
+
 
 def near(name: str, known: Iterable[str], what: str) -> str:
     """Return a sentence with the names that somebody may have meant."""

@@ -26,6 +26,8 @@ from ._errors import ClusterError, RunFailedError, UsageError, near
 from ._inventory import Inventory, Node
 from ._runner import Run, Silent, Watcher, run_playbook
 
+# Who looks wants an answer now: a host that does not even accept a connection meanwhile is told of as away.
+QUICK = {"connect_timeout": 2, "look_timeout": 6}
 MODEL_FIELDS = ("name", "kind", "digest", "wanted", "note")
 PLAYBOOKS = Path(__file__).parent / "playbooks"
 
@@ -163,11 +165,10 @@ class Cluster:
             deployed = self.play("site", "deploy", limit=f"{node.name},{_inventory.BALANCERS}")
             return [checked, deployed, self.play("resume", "resume", extra={"node": node.name})]
         except RunFailedError as error:
-            self.watcher.say(
-                f"{node.name} is in the inventory, but not all is done. When what is said below is mended: "
+            raise error.add(
+                f"{node.name} is in the inventory, but not all is done. When what is said above is mended: "
                 f"llm cluster deploy; or give up with: llm cluster remove-node {node.name}"
-            )
-            raise error
+            ) from None
 
     @contextlib.contextmanager
     def draft(self, node: Node) -> Iterator[Path]:
@@ -187,7 +188,14 @@ class Cluster:
         self.play("drain", "drain", extra={"node": name, "drain_reason": "remove-node"})
         if not leave_host:
             purge = {"ollama_remove_models": purge_models, "llama_cpp_remove_models": purge_models}
-            self.play("remove", "clean", limit=name, extra=purge)
+            try:
+                self.play("remove", "clean", limit=name, extra=purge)
+            except RunFailedError as error:
+                raise error.add(
+                    f"{name} is drained, and still in the inventory. Run this again when what is said above is mended; "
+                    f"if the host is gone: llm cluster remove-node {name} --leave-host; "
+                    f"to keep it: llm cluster resume {name}"
+                ) from None
         kept = _inventory.remove_node(self.folder, name)
         self.play("site", "balancers", limit=_inventory.BALANCERS, tags="balancer")
         return Removed(name, kept)
@@ -217,16 +225,16 @@ class Cluster:
 
     def status(self) -> Status:
         """Run ``status.yml``: each node's state, engine, slots and models; changes nothing."""
-        run = self.play("status", "status", extra={"output": "json"}, answer="output_file")
+        run = self.play("status", "status", extra={"output": "json", **QUICK}, answer="output_file")
         return Status([node_status(name, entry) for name, entry in run.answer["nodes"].items()], run.answer, run)
 
     def stats(self) -> dict[str, Any]:
         """Run ``stats.yml``: load of the nodes, and the requests of the last minute."""
-        return self.play("stats", "stats", extra={"output": "json"}, answer="output_file").answer
+        return self.play("stats", "stats", extra={"output": "json", **QUICK}, answer="output_file").answer
 
     def show(self, what: str) -> Run:
         """Run ``status.yml`` or ``stats.yml`` for people: the run's messages are the table."""
-        return self.play(what, what)
+        return self.play(what, what, extra=QUICK)
 
     def models(self) -> list[Model]:
         """Return the models that nodes serve or should serve, with the nodes of each version."""
