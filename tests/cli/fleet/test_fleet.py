@@ -1,6 +1,6 @@
 # Copyright: (c) 2026, llm.cluster contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A cluster's life by ``llm cluster`` alone, on real hosts over real SSH: from init until it has grown, synced and shrunk.
+"""A cluster's life by ``llm cluster`` alone, on real hosts over SSH: from init until it has grown, synced and shrunk.
 
 The tests are the chapters of one story: they run in this order, and end at the first that fails.
 """
