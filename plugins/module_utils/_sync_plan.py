@@ -227,7 +227,8 @@ def plan(
     if unlocked:
         refused = [f"No version is locked for {', '.join(unlocked)}: run lock.yml first."]
     else:
-        refused = _lost(lost) if visit and lost else []
+        refused = [_not_set_up(node, names) for node, names in _without_service(nodes, stats).items()]
+        refused += _lost(lost) if visit and lost else []
         refused += _too_few(never, wanted, seen_infos, min_available, mark) if never else []
     return {
         "run": run,
@@ -247,6 +248,21 @@ def plan(
 def _without(info: Info, nodes: Iterable[str]) -> Info:
     gone = set(nodes)
     return {**info, "nodes": {name: peers for name, peers in info["nodes"].items() if name not in gone}}
+
+
+def _without_service(nodes: Mapping[str, Mapping[str, Any]], stats: Mapping[str, Stats | None]) -> dict[str, list[str]]:
+    """Return by node the models to be switched that the node could not serve: draining it would be for nothing."""
+    waiting = {}
+    for node, work in nodes.items():
+        found = found_models(stats[node])
+        names = [each["name"] for each in work["switch"] if not found.get(each["name"], {}).get("set_up", True)]
+        if names:
+            waiting[node] = names
+    return waiting
+
+
+def _not_set_up(node: str, names: Sequence[str]) -> str:
+    return f"{node} has no service for {', '.join(names)} yet: run site.yml, which sets new models up."
 
 
 def _lost(balancers: Sequence[str]) -> list[str]:

@@ -262,6 +262,9 @@ models:
     expires:
       description: When Ollama drops it out of memory, empty for never.
       type: str
+    set_up:
+      description: Whether the node could serve the model if it had its file. Not while its llama.cpp instance has no settings.
+      type: bool
     note:
       description: Something worth knowing.
       type: str

@@ -96,7 +96,7 @@ class Found:
 
     digest: what is served under the name now. wanted: what should be. have: bytes of a wanted version on its way. size:
     of the served version. held: the wanted version is on the node, whole. extra: nobody wants this model here. loaded:
-    the digest that is in memory under the name.
+    the digest that is in memory under the name. set_up: whether the engine could serve it if it had the file.
     """
 
     name: str
@@ -111,6 +111,7 @@ class Found:
     loaded: str = ""
     context: int | None = None
     expires: str = ""
+    set_up: bool = True
     note: str = ""
 
 

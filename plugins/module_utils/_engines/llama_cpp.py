@@ -10,6 +10,7 @@ node may be interrupted.
 from __future__ import annotations
 
 import http.client
+import os
 import re
 import subprocess
 import time
@@ -43,7 +44,9 @@ _PROPERTIES = (
     "ExecMainStartTimestampMonotonic",
     "NRestarts",
     "MainPID",
+    "EnvironmentFiles",
 )
+_REQUIRED_FILE = re.compile(r"^(/.*) \(ignore_errors=no\)$")
 _MAPPED = re.compile(r"/sha256-([0-9a-f]{64})\.gguf( \(deleted\))?$", re.MULTILINE)
 # Said of a digest in memory when the file of that name is another one by now: the one in memory may have been damaged.
 REPLACED = " (replaced)"
@@ -53,7 +56,10 @@ CRASHES = 3
 
 @dataclass(frozen=True)
 class UnitState:
-    """What systemd says about an instance; ``started`` in seconds of the monotonic clock."""
+    """What systemd says about an instance; ``started`` in seconds of the monotonic clock.
+
+    settings: the file without which it can't start, which role llama_cpp writes.
+    """
 
     installed: bool = False
     active: bool = False
@@ -62,6 +68,12 @@ class UnitState:
     started: float = 0.0
     restarts: int = 0
     pid: int = 0
+    settings: str = ""
+
+    @property
+    def set_up(self) -> bool:
+        """Whether it could be started."""
+        return self.installed and (not self.settings or os.path.exists(self.settings))
 
 
 def service(unit: str) -> str:
@@ -74,6 +86,7 @@ def parse_units(text: str) -> dict[str, UnitState]:
     states = {}
     for block in text.strip().split("\n\n"):
         values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        required = _REQUIRED_FILE.match(values.get("EnvironmentFiles", ""))
         if "Id" in values:
             states[values["Id"]] = UnitState(
                 installed=values.get("LoadState") == "loaded",
@@ -83,6 +96,7 @@ def parse_units(text: str) -> dict[str, UnitState]:
                 started=int(values.get("ExecMainStartTimestampMonotonic") or 0) / 1e6,
                 restarts=int(values.get("NRestarts") or 0),
                 pid=int(values.get("MainPID") or 0),
+                settings=required.group(1) if required else "",
             )
     return states
 
@@ -149,6 +163,7 @@ class LlamaCpp:
         checked = {digest: self._checked(digest, verify) for digest in digests}
         held = {digest: sizes[digest] for digest, (status, _note) in checked.items() if status == "ok"}
         in_memory = self._in_memory([*wanted, *(unit for unit in links if unit not in wanted)])
+        states = unit_states(list(wanted)) if wanted else {}
         models = []
         for unit in [*wanted, *(unit for unit in links if unit not in wanted)]:
             spec, digest = wanted.get(unit), links.get(unit, "")
@@ -156,6 +171,9 @@ class LlamaCpp:
             note = checked[digest][1] if digest else ""
             if digest and checked[digest][0] == "missing":
                 note = "the file that its link names is gone"
+            set_up = unit not in states or states[unit].set_up
+            if not set_up:
+                note = f"{service(unit)} is not set up on this node: run site.yml"
             models.append(
                 Found(
                     name=spec.name if spec else unit,
@@ -168,6 +186,7 @@ class LlamaCpp:
                     extra=spec is None,
                     unit=unit,
                     loaded=in_memory.get(unit, ""),
+                    set_up=set_up,
                     note=note,
                 )
             )

@@ -345,3 +345,12 @@ def test_where_things_stand():
         ["n3", "m", "a" * 12, "not as locked; its turn has not come"],
         ["n4", None, None, "can't be reached"],
     ]
+
+
+def test_a_model_without_a_service_is_site_ymls():
+    new = {"name": "new", "status": "missing", "digest": "", "held": False, "loaded": "", "set_up": False}
+    peers = [peer("a", "m", "new", engine="llama_cpp"), peer("b", "m", engine="llama_cpp")]
+    plan = make({"a": node(found("m"), new), "b": node(found("m"))}, info("a", "b"), peers=peers)
+    assert plan["refused"] == ["a has no service for new yet: run site.yml, which sets new models up."]
+    plan = make({"a": node(found("m"), {**new, "set_up": True}), "b": node(found("m"))}, info("a", "b"), peers=peers)
+    assert plan["refused"] == []

@@ -650,6 +650,19 @@ def test_instances_are_named(have: Run, engine: Engine, monkeypatch: pytest.Monk
     assert not done["changed"]
 
 
+def test_an_instance_needs_its_settings(tmp_path: Path) -> None:
+    settings = tmp_path / "tiny.env"
+    text = f"EnvironmentFiles={settings} (ignore_errors=no)\nId=llama-cpp@tiny.service\nLoadState=loaded\n"
+    state = llama_cpp.parse_units(text)["llama-cpp@tiny.service"]
+    assert not state.set_up
+    settings.touch()
+    assert state.set_up
+    assert llama_cpp.UnitState(installed=True).set_up
+    assert not llama_cpp.UnitState().set_up
+    optional = llama_cpp.parse_units(text.replace("=no", "=yes"))["llama-cpp@tiny.service"]
+    assert optional.settings == ""
+
+
 def test_systemctl_is_understood() -> None:
     text = (
         "Id=llama-cpp@a.service\nLoadState=loaded\nActiveState=active\nUnitFileState=enabled\n"
