@@ -36,6 +36,8 @@ HEAD_SECONDS = 10.0
 # A successor that takes nothing for so long, or a growing file that doesn't grow, ends the connection.
 SEND_SECONDS = 60.0
 STILL_SECONDS = 900.0
+# Nobody asks any more: the run that started it is gone, without having ended it.
+IDLE_SECONDS = 900.0
 CONNECTIONS = 128
 
 TARGET = re.compile(r"/blobs/sha256-([0-9a-f]{64})")
@@ -311,6 +313,9 @@ class Share(socketserver.ThreadingTCPServer):
         # Small pieces where little may pass, so that it passes evenly.
         self.block = min(BLOCK, max(max_rate // 20, 4096)) if max_rate else BLOCK
         self._room = threading.BoundedSemaphore(CONNECTIONS)
+        self._busy = 0
+        self._asked_at = time.monotonic()
+        self._lock = threading.Lock()
         super().__init__(where, Handler)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
@@ -319,10 +324,22 @@ class Share(socketserver.ThreadingTCPServer):
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve one connection."""
+        with self._lock:
+            self._busy += 1
         try:
             super().process_request_thread(request, client_address)
         finally:
             self._room.release()
+            with self._lock:
+                self._busy -= 1
+                self._asked_at = time.monotonic()
+
+    def service_actions(self) -> None:
+        """End when nobody has asked for long. serve_forever calls it between requests."""
+        with self._lock:
+            if not self._busy and time.monotonic() - self._asked_at > IDLE_SECONDS:
+                self.say(f"nobody asked for {IDLE_SECONDS:.0f} s")
+                sys.exit(0)
 
     def say(self, text: str) -> None:
         """Write a line to the journal."""

@@ -263,7 +263,7 @@ models:
       description: When Ollama drops it out of memory, empty for never.
       type: str
     set_up:
-      description: Whether the node could serve the model if it had its file. Not while its llama.cpp instance has no settings.
+      description: Whether the node could serve the model if it had its file; false while its instance has no settings.
       type: bool
     note:
       description: Something worth knowing.

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import os
@@ -36,7 +37,12 @@ class Node:
         files = Files(str(self.models), str(self.partials))
         self.share = Share((address, 0), TOKEN.encode(), files, [allowed], 0)
         self.port = self.share.server_address[1]
-        Thread(target=self.share.serve_forever, args=(0.01,), daemon=True).start()
+        self.thread = Thread(target=self.serve, daemon=True)
+        self.thread.start()
+
+    def serve(self) -> None:
+        with contextlib.suppress(SystemExit):
+            self.share.serve_forever(0.01)
 
     def ask(
         self, path: str = f"/blobs/{NAME}", method: str = "GET", **headers: str
@@ -240,6 +246,21 @@ def test_a_client_that_leaves_frees_its_place(node: Node) -> None:
         time.sleep(0.01)
     assert len(said) == 1
     assert TOKEN not in said[0]
+
+
+def test_it_ends_when_nobody_asks_any_more(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    (node.partials / f"{NAME}.part").write_bytes(CONTENT[:10])
+    (node.partials / f"{NAME}.part.size").write_text(str(len(CONTENT)))
+    waiting = Thread(target=node.ask, daemon=True)
+    waiting.start()
+    time.sleep(0.2)
+    monkeypatch.setattr(_share_server, "IDLE_SECONDS", 0.1)
+    node.thread.join(0.5)
+    assert node.thread.is_alive(), "somebody waits for a file that grows"
+    node.grow(CONTENT[10:])
+    waiting.join(5)
+    node.thread.join(5)
+    assert not node.thread.is_alive()
 
 
 def test_the_bucket_bounds_all_together() -> None:
