@@ -28,6 +28,8 @@ from ._runner import Run, Silent, Watcher, run_playbook
 
 # Who looks wants an answer now: a host that does not even accept a connection meanwhile is told of as away.
 QUICK = {"connect_timeout": 2, "look_timeout": 6}
+# What module balancer_peer says of a node that a balancer does not have.
+UNKNOWN_NODE = "has no node or peer"
 MODEL_FIELDS = ("name", "kind", "digest", "wanted", "note")
 PLAYBOOKS = Path(__file__).parent / "playbooks"
 
@@ -185,7 +187,13 @@ class Cluster:
         :param leave_host: don't touch the host, for one that is gone
         """
         _inventory.check_removable(self.inventory(), name)
-        self.play("drain", "drain", extra={"node": name, "drain_reason": "remove-node"})
+        try:
+            self.play("drain", "drain", extra={"node": name, "drain_reason": "remove-node"})
+        except RunFailedError as error:
+            # One that no balancer has yet gets no requests either.
+            reached = not any(host.unreachable for host in error.run.hosts.values())
+            if not (reached and all(UNKNOWN_NODE in failure.reason for failure in error.run.failures)):
+                raise
         if not leave_host:
             purge = {"ollama_remove_models": purge_models, "llama_cpp_remove_models": purge_models}
             try:
