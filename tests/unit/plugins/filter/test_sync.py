@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from ansible_collections.llm.cluster.plugins.filter import sync
 
 DIGEST = "sha256:" + "a" * 64
-PEER = {
+PEER: dict[str, Any] = {
     "name": "n1",
     "node": "n1",
     "engine": "ollama",
