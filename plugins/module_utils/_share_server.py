@@ -87,6 +87,10 @@ class RefusedError(Exception):
         self.headers = headers or {}
 
 
+class NobodyAsksError(Exception):
+    """Whoever started the server is gone."""
+
+
 @dataclass(frozen=True)
 class Request:
     """What a request asks for; ``last`` is the last byte, None for the file's."""
@@ -338,8 +342,7 @@ class Share(socketserver.ThreadingTCPServer):
         """End when nobody has asked for long. serve_forever calls it between requests."""
         with self._lock:
             if not self._busy and time.monotonic() - self._asked_at > IDLE_SECONDS:
-                self.say(f"nobody asked for {IDLE_SECONDS:.0f} s")
-                sys.exit(0)
+                raise NobodyAsksError(f"nobody asked for {IDLE_SECONDS:.0f} s")
 
     def say(self, text: str) -> None:
         """Write a line to the journal."""
@@ -365,7 +368,10 @@ def main() -> None:
     files = Files(options.models_dir, options.partial_dir)
     where = (options.address, options.port)
     with Share(where, token, files, options.allowed.split(","), options.max_rate) as share:
-        share.serve_forever()
+        try:
+            share.serve_forever()
+        except NobodyAsksError as reason:
+            share.say(str(reason))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class Node:
         self.thread.start()
 
     def serve(self) -> None:
-        with contextlib.suppress(SystemExit):
+        with contextlib.suppress(_share_server.NobodyAsksError):
             self.share.serve_forever(0.01)
 
     def ask(
