@@ -329,7 +329,7 @@ import signal
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.llm.cluster.plugins.module_utils._engines import EngineError, Settings
+from ansible_collections.llm.cluster.plugins.module_utils._engines import EngineError, Settings, folders
 from ansible_collections.llm.cluster.plugins.module_utils._engines._reconcile import (
     PROBLEMS,
     ReconcileError,
@@ -339,7 +339,6 @@ from ansible_collections.llm.cluster.plugins.module_utils._engines._reconcile im
 from ansible_collections.llm.cluster.plugins.module_utils._engines.llama_cpp import LlamaCpp
 from ansible_collections.llm.cluster.plugins.module_utils._fetch import HttpOptions
 
-MODELS_DIR = {"llama_cpp": "/var/lib/llama-cpp/models", "ollama": "/var/lib/ollama/models"}
 STATES = ["present", "fetched", "absent", "loaded"]
 
 SOURCE = {"url": {"type": "str"}, "file": {"type": "path"}, "registry": {"type": "str"}}
@@ -394,10 +393,8 @@ OPTIONS: dict[str, Any] = {
 
 def settings_from(params: dict[str, Any], read_only: bool) -> Settings:
     """Return what holds for all models."""
-    models_dir = (params["models_dir"] or MODELS_DIR[params["engine"]]).rstrip("/")
     return Settings(
-        models_dir=models_dir,
-        partial_dir=params["partial_dir"] or models_dir.rpartition("/")[0] + "/partial",
+        **folders(params),
         timeout=params["timeout"],
         lock_timeout=params["lock_timeout"],
         read_only=read_only,

@@ -159,10 +159,14 @@ units:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.llm.cluster.plugins.module_utils._engines import EngineError, ModelSpec, Settings, make_engine
+from ansible_collections.llm.cluster.plugins.module_utils._engines import (
+    EngineError,
+    ModelSpec,
+    Settings,
+    folders,
+    make_engine,
+)
 from ansible_collections.llm.cluster.plugins.module_utils._topology import normal_digest, unit_name
-
-MODELS_DIR = {"llama_cpp": "/var/lib/llama-cpp/models", "ollama": "/var/lib/ollama/models"}
 
 MODEL = {
     "name": {"type": "str", "required": True},
@@ -209,10 +213,8 @@ def run(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         raise EngineError(
             f"keep_previous is {params['keep_previous']}: give how many former versions stay, 0 for none."
         )
-    models_dir = (params["models_dir"] or MODELS_DIR[params["engine"]]).rstrip("/")
     settings = Settings(
-        models_dir=models_dir,
-        partial_dir=params["partial_dir"] or models_dir.rpartition("/")[0] + "/partial",
+        **folders(params),
         lock_timeout=params["lock_timeout"],
         read_only=check_mode,
     )

@@ -292,7 +292,13 @@ import dataclasses
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.llm.cluster.plugins.module_utils._engines import Inspection, ModelSpec, Settings, make_engine
+from ansible_collections.llm.cluster.plugins.module_utils._engines import (
+    Inspection,
+    ModelSpec,
+    Settings,
+    folders,
+    make_engine,
+)
 from ansible_collections.llm.cluster.plugins.module_utils._stats import Part, _llama_cpp, _ollama, read_parts
 from ansible_collections.llm.cluster.plugins.module_utils._stats._engine import EngineState
 from ansible_collections.llm.cluster.plugins.module_utils._stats._gpus import read_gpus
@@ -304,7 +310,6 @@ from ansible_collections.llm.cluster.plugins.module_utils._stats._host import (
 )
 from ansible_collections.llm.cluster.plugins.module_utils._topology import normal_digest, unit_name, url_of
 
-MODELS_DIR = {"llama_cpp": "/var/lib/llama-cpp/models", "ollama": "/var/lib/ollama/models"}
 HOST_PARTS = ("cpu", "memory", "disk", "gpus")
 # What is waited for is given up by itself first, with a better reason.
 GRACE = 0.5
@@ -358,10 +363,8 @@ def instances_of(specs: list[ModelSpec]) -> list[_llama_cpp.Instance]:
 def read_node(params: dict[str, Any], nvidia_smi: str | None, check_mode: bool) -> dict[str, Any]:
     """Return what the module answers."""
     kind, timeout = params["engine"], params["timeout"]
-    models_dir = (params["models_dir"] or MODELS_DIR[kind]).rstrip("/")
     settings = Settings(
-        models_dir=models_dir,
-        partial_dir=params["partial_dir"] or models_dir.rpartition("/")[0] + "/partial",
+        **folders(params),
         timeout=timeout,
         read_only=check_mode,
     )
@@ -379,7 +382,7 @@ def read_node(params: dict[str, Any], nvidia_smi: str | None, check_mode: bool) 
     parts = {
         "cpu": Part(read_cpu, timeout),
         "memory": Part(read_memory, timeout),
-        "disk": Part(lambda: read_disk(models_dir), timeout),
+        "disk": Part(lambda: read_disk(settings.models_dir), timeout),
         "gpus": Part(lambda: [dataclasses.asdict(gpu) for gpu in read_gpus(nvidia_smi, timeout)], timeout),
         "models": Part(inspect, params["verify_timeout"] if params["verify"] else timeout),
         **of_engine,

@@ -64,6 +64,16 @@ class Settings:
     http: HttpOptions = field(default_factory=HttpOptions)
 
 
+MODELS_DIR = {"llama_cpp": "/var/lib/llama-cpp/models", "ollama": "/var/lib/ollama/models"}
+
+
+def folders(params: dict[str, Any]) -> dict[str, Any]:
+    """Return an engine's folders out of a module's options: as given, else the usual ones."""
+    models_dir = (params["models_dir"] or MODELS_DIR[params["engine"]]).rstrip("/")
+    partial_dir = params["partial_dir"] or models_dir.rpartition("/")[0] + "/partial"
+    return {"models_dir": models_dir, "partial_dir": partial_dir}
+
+
 @dataclass(frozen=True)
 class Look:
     """What one model's state is, and what reaching the wanted one takes.
