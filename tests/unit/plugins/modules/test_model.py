@@ -136,6 +136,27 @@ def test_a_verified_file_is_hashed_again_only_if_it_changed(
     assert hashed == [str(blob)]
 
 
+@pytest.mark.parametrize("years", [-30, 30])
+def test_the_clock_may_be_wrong(
+    have: Run, store: Path, mirror: FaultyServer, monkeypatch: pytest.MonkeyPatch, years: int
+) -> None:
+    """A node whose time of day jumps: what is there stays known, what broke off goes on, what is damaged is found."""
+    have(OLD)
+    skewed = time.time() + years * 365 * 86400
+    monkeypatch.setattr(time, "time", lambda: skewed)
+    assert not have(OLD)["changed"]
+    monkeypatch.setattr(_fetch.time, "sleep", lambda seconds: None)
+    mirror.fault("/new.gguf", cut_after=100_000, times=1)
+    mirror.fault("/new.gguf", status=503, times=100)
+    assert have(NEW)["failed"]
+    assert served(store) == OLD
+    mirror.clear_faults()
+    assert have(NEW)["models"][0]["resumed"] == 100_000
+    assert served(store) == NEW
+    os.utime(store / "current" / "tiny-1.gguf", (skewed, skewed))
+    assert not have(NEW)["changed"]
+
+
 @pytest.mark.parametrize("damage", ["other bytes", "shorter", "gone"])
 def test_a_damaged_file_is_fetched_again(have: Run, store: Path, damage: str) -> None:
     have(OLD)
