@@ -286,22 +286,6 @@ def test_hung_peer_is_ejected_and_its_waiting_requests_move(balancer: Balancer, 
     assert balancer.peer("hung")["state"] == "down"
 
 
-def test_a_request_dies_with_two_peers_at_most_whoever_sees_it_first(balancer: Balancer, engine: MakeEngine) -> None:
-    """A dead peer's connections break, but here a probe sees first that it is dead."""
-    engines = [engine(name, mode="silent") for name in ("one", "two", "three")]
-    balancer.put(table(*engines, limits={"first_byte_timeout": 30}))
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        poison = pool.submit(balancer.chat)
-        for _ in range(2):
-            wait_for(lambda: any(each.inference() and each.listener for each in engines), 3, "it was sent")
-            for each in engines:
-                if each.inference():
-                    each.stop_listening()
-        answer = poison.result(10)
-    assert (answer.status, answer.code) == (502, "all_tries_failed")
-    assert [len(each.inference()) for each in engines].count(1) == 2
-
-
 # Probes
 
 

@@ -53,12 +53,8 @@ end
 --- Why the request should not wait for its peer any longer, or nil. A stream that has begun is left to an ejected peer: it may
 -- yet finish it, and nobody else can.
 local function watch(ctx)
-    local interrupted = lifetime.interruption()
-    if interrupted or ctx.relaying or not health.is_down(ctx.held_by) then
-        return interrupted
-    end
-    -- Another request may see first that it died: this one was in its hands all the same, and may be why.
-    return health.is_dead(ctx.held_by) and "closed" or "ejected"
+    return lifetime.interruption()
+        or not ctx.relaying and health.is_down(ctx.held_by) and "ejected" or nil
 end
 
 --- Connect, send, read the head. A pooled connection that fails before any byte is no failure: once more on a fresh one.
