@@ -154,7 +154,7 @@ def load(text: str, shown: Path | str, twice: bool = False) -> Any:
         raise ClusterError(
             f"{where}: this is not YAML: {error.problem or error.context}. Mend the file first."
         ) from error
-    except YAMLError as error:
+    except (YAMLError, ValueError, IndexError) as error:  # ruamel.yaml raises the latter two on odd numbers such as +_
         raise ClusterError(f"{shown}: this is not YAML: {str(error).splitlines()[0]}. Mend the file first.") from error
 
 
