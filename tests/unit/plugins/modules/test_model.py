@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
-import yaml
 from ansible.module_utils import basic
 from ansible_collections.llm.cluster.plugins.module_utils import _fetch
 from ansible_collections.llm.cluster.plugins.module_utils._engines import _gguf_store, _reconcile, llama_cpp
@@ -701,14 +701,6 @@ def test_systemctl_is_understood() -> None:
 
 
 @pytest.fixture
-def registry() -> Iterator[Registry]:
-    server = Registry()
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ollama.Server]:
     monkeypatch.setenv("OLLAMA_NOPRUNE", "1")
     monkeypatch.setattr(_fetch.time, "sleep", lambda seconds: None)
@@ -1168,20 +1160,5 @@ def test_ollama_absent(pull: Run, node: ollama.Server, registry: Registry) -> No
 # --- what is written about it ---------------------------------------------------------------------------------------
 
 
-def test_documentation_and_options_agree() -> None:
-    def shape(options: dict[str, Any], inner: str) -> dict[str, Any]:
-        return {
-            name: (
-                option["type"],
-                option.get("required", False),
-                option.get("default"),
-                option.get("choices"),
-                shape(option[inner], inner) if inner in option else None,
-            )
-            for name, option in options.items()
-        }
-
-    documented = yaml.safe_load(model.DOCUMENTATION)["options"]
-    assert shape(documented, "suboptions") == shape(model.OPTIONS, "options")
-    yaml.safe_load(model.EXAMPLES)
-    yaml.safe_load(model.RETURN)
+def test_documentation_and_options_agree(check_documents: Callable[[ModuleType], None]) -> None:
+    check_documents(model)

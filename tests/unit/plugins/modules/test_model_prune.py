@@ -11,10 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
-import yaml
 from ansible.module_utils import basic
 from ansible_collections.llm.cluster.plugins.module_utils._engines import _gguf_store, _ollama_store, llama_cpp
 from ansible_collections.llm.cluster.plugins.modules import model_prune
@@ -296,20 +296,5 @@ def test_a_mistaken_number(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 # --- what is written about it ---------------------------------------------------------------------------------------
 
 
-def test_documentation_and_options_agree() -> None:
-    def shape(options: dict[str, Any], inner: str) -> dict[str, Any]:
-        return {
-            name: (
-                option["type"],
-                option.get("required", False),
-                option.get("default"),
-                option.get("choices"),
-                shape(option[inner], inner) if inner in option else None,
-            )
-            for name, option in options.items()
-        }
-
-    documented = yaml.safe_load(model_prune.DOCUMENTATION)["options"]
-    assert shape(documented, "suboptions") == shape(model_prune.OPTIONS, "options")
-    yaml.safe_load(model_prune.EXAMPLES)
-    yaml.safe_load(model_prune.RETURN)
+def test_documentation_and_options_agree(check_documents: Callable[[ModuleType], None]) -> None:
+    check_documents(model_prune)

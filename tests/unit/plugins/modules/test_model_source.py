@@ -8,7 +8,6 @@ import base64
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -23,14 +22,6 @@ CONTENT = b"GGUF" + bytes(1000)
 HEX = hashlib.sha256(CONTENT).hexdigest()
 BASE64 = base64.b64encode(hashlib.sha256(CONTENT).digest()).decode()
 OTHER = "0" * 64
-
-
-@pytest.fixture
-def registry() -> Iterator[Registry]:
-    server = Registry()
-    server.start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture

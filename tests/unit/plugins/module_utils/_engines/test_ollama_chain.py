@@ -62,14 +62,6 @@ def nodes(tmp_path: Path) -> Iterator[list[Node]]:
         node.share.server_close()
 
 
-@pytest.fixture
-def registry() -> Iterator[Registry]:
-    server = Registry()
-    server.start()
-    yield server
-    server.stop()
-
-
 def test_one_copy_leaves_the_registry(nodes: list[Node], registry: Registry) -> None:
     published = registry.publish("tiny:1", size=3_000_000)
     first, second, third = nodes
