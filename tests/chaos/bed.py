@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from balancer.harness import Balancer, check_log, wait_for
-from chaos.client import Ask, Load, Result, chat, poisson, share
-from chaos.fleet import Process, Spec
+from load.client import Ask, Load, Result, chat, poisson, share
+from simulated.fleet import Process, Spec
 
 FULL = os.environ.get("CHAOS") == "full"
 NFT_TABLE = "llm_chaos"

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from balancer.harness import wait_for
 from chaos.bed import Bed, Row, Watch, brief, peers, scaled, steady, unfair
-from chaos.client import Ask, Load, chat
-from chaos.fleet import Process
+from load.client import Ask, Load, chat
+from simulated.fleet import Process
 
 MakeBed = Callable[..., Bed]
 MakeRow = Callable[[str], Row]

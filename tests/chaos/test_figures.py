@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from balancer.harness import free_port, wait_for
 from chaos.bed import FULL, Bed, Row, brief, peers, scaled, waiting
-from chaos.client import Ask, Load, Result, chat, poisson, share
-from chaos.fleet import Spec, prompt_of
+from load.client import Ask, Load, Result, chat, poisson, share
+from simulated.fleet import Spec, prompt_of
 
 MakeBed = Callable[..., Bed]
 MakeRow = Callable[[str], Row]

@@ -22,7 +22,7 @@ import openai
 import pytest
 from balancer.harness import wait_for
 from chaos.bed import Bed, Row, held, peers
-from chaos.client import Ask, chat
+from load.client import Ask, chat
 
 MakeBed = Callable[..., Bed]
 MakeRow = Callable[[str], Row]

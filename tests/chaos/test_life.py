@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 from balancer.harness import wait_for
 from chaos.bed import Bed, Row, Watch, brief, held, peers, scaled, steady, unfair
-from chaos.client import Ask, chat
-from chaos.fleet import Process
+from load.client import Ask, chat
+from simulated.fleet import Process
 
 MakeBed = Callable[..., Bed]
 MakeRow = Callable[[str], Row]

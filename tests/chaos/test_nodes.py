@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 from balancer.harness import wait_for
 from chaos.bed import Bed, Row, Watch, brief, can_cut, cut_off, peers, scaled, steady, unfair
-from chaos.client import share
+from load.client import share
 
 MakeBed = Callable[..., Bed]
 MakeRow = Callable[[str], Row]
