@@ -1,0 +1,13 @@
+# Copyright: (c) 2026, llm.cluster contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The systems that are measured beside each other, a file each."""
+
+from __future__ import annotations
+
+from bench.systems.base import Peer, System, running
+from bench.systems.direct import Direct
+from bench.systems.ours import Affinity, LeastBusy, WeightedRoundRobin
+
+__all__ = ["REGISTRY", "Peer", "System", "running"]
+
+REGISTRY: dict[str, type[System]] = {each.name: each for each in (Direct, Affinity, LeastBusy, WeightedRoundRobin)}
