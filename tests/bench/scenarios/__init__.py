@@ -11,7 +11,7 @@
     section(rows: list[Row]) -> str                    Markdown below the heading: how it was measured, a table, plots
                                                        by name (report/plots.py); rows may be few, never none
 
-A scenario that needs something that is missing here raises Missing in run, with one line that says what to install.
+A scenario that needs something that is missing here raises MissingError in run, with one line that says what to install.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pkgutil
 from types import ModuleType
 
 
-class Missing(Exception):
+class MissingError(Exception):
     """It cannot be measured on this machine; the text says why and what to install."""
 
 
