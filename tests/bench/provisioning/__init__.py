@@ -1,0 +1,42 @@
+# Copyright: (c) 2026, llm.cluster contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What provisioning takes, told like a scenario (bench/scenarios/__init__.py); its system is Ansible, and none is started.
+
+The sizes are 3 and 10 nodes; what 100 and 1,000 would take is worked out from them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from bench.point import Figures, Point, Row
+from bench.provisioning.hosts import ROOT
+from bench.provisioning.measure import measure
+from bench.provisioning.section import section as section_of
+from bench.scenarios import MissingError
+
+TITLE = "Provisioning"
+SYSTEM = "ansible"
+SIZES = (3, 10)
+# Beds are found again by their folder, so that what an interrupted run left is removed by the next one.
+BEDS = ROOT / ".build" / "bench" / "provisioning"
+
+
+def points(full: bool, systems: list[str]) -> list[Point]:
+    """Both sizes in the full form; the short one has none, for ten hosts take a quarter of an hour."""
+    del systems
+    return [Point.of("provisioning", SYSTEM, nodes=nodes) for nodes in SIZES] if full else []
+
+
+def run(point: Point, system: object, folder: Path) -> Figures:
+    """Measure one size: all steps with fresh hosts."""
+    del system, folder
+    for program in ("docker", "ssh", "ansible-playbook"):
+        if not shutil.which(program):
+            raise MissingError(f"{program} is missing: the hosts are containers that Ansible reaches over SSH")
+    return measure(int(point.get("nodes")), BEDS)
+
+
+def section(rows: list[Row]) -> str:
+    return section_of({int(row.get("nodes")): row.figures for row in rows})
