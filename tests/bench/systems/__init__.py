@@ -6,8 +6,12 @@ from __future__ import annotations
 
 from bench.systems.base import Peer, System, running
 from bench.systems.direct import Direct
+from bench.systems.haproxy import HAProxy
+from bench.systems.nginx_plain import NginxEngineQueue, NginxPlain
 from bench.systems.ours import Affinity, LeastBusy, WeightedRoundRobin
 
 __all__ = ["REGISTRY", "Peer", "System", "running"]
 
-REGISTRY: dict[str, type[System]] = {each.name: each for each in (Direct, Affinity, LeastBusy, WeightedRoundRobin)}
+REGISTRY: dict[str, type[System]] = {
+    each.name: each for each in (Direct, Affinity, LeastBusy, WeightedRoundRobin, NginxPlain, NginxEngineQueue, HAProxy)
+}
