@@ -3,15 +3,20 @@
 """Run test suites and sum up: python tests/run.py SUITE… | all
 
 Each suite is a list of commands; a command that pytest runs counts its tests, any other counts as one test. All suites
-run, also after one has failed, unless a suite that they stand on failed. The last line is ``N passed, N failed``.
+run, also after one has failed. First, one by one, those that measure or keep the machine busy; then, two at a time, those
+that mostly wait for hosts. What the latter print comes when a command has ended. The last line is
+``N passed, N failed``.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import xml.etree.ElementTree as ET
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,11 +40,16 @@ class Command:
 
 @dataclass
 class Suite:
-    """Commands that belong together; after a failed one only those that clean up still run."""
+    """Commands that belong together.
+
+    ``stop_at_failure``: after a failed one only those that clean up still run; ``waits``: may run beside another that
+    does, because it mostly waits for hosts.
+    """
 
     name: str
     commands: list[Command]
     stop_at_failure: bool = False
+    waits: bool = False
 
 
 @dataclass
@@ -50,6 +60,7 @@ class Tally:
     failed: int = 0
     skipped: int = 0
     lines: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 def pytest(name: str, *arguments: str) -> Command:
@@ -89,21 +100,6 @@ SUITES = [
     Suite("distribution", [pytest("pytest tests/distribution", "-rP", "tests/distribution")]),
     # In its short form; with CHAOS=full (make chaos) whole.
     Suite("chaos", [pytest("pytest tests/chaos", "tests/chaos")]),
-    Suite("package", [pytest("pytest tests/package", "tests/package")]),
-    # tests/cli/fleet, which takes hosts of its own, is run by hand until it fits.
-    Suite("cli", [pytest("pytest tests/cli", "--ignore=tests/cli/fleet", "tests/cli")]),
-    Suite("ollama", [molecule("test", "ollama")]),
-    # Four nodes on both engines: converged once, then versions are locked, moved, damaged and brought back there.
-    Suite(
-        "sync",
-        [
-            molecule("create", "sync"),
-            molecule("converge", "sync"),
-            pytest("pytest tests/e2e/sync", "-rP", "tests/e2e/sync"),
-            molecule("destroy", "sync", always=True),
-        ],
-        stop_at_failure=True,
-    ),
     # The demo's inventory on the demo's hosts: converged once, then everything that needs a cluster looks at it.
     Suite(
         "cluster",
@@ -117,7 +113,24 @@ SUITES = [
             molecule("destroy", "cluster", always=True),
         ],
         stop_at_failure=True,
+        waits=True,
     ),
+    # Four nodes on both engines: converged once, then versions are locked, moved, damaged and brought back there.
+    Suite(
+        "sync",
+        [
+            molecule("create", "sync"),
+            molecule("converge", "sync"),
+            pytest("pytest tests/e2e/sync", "-rP", "tests/e2e/sync"),
+            molecule("destroy", "sync", always=True),
+        ],
+        stop_at_failure=True,
+        waits=True,
+    ),
+    Suite("ollama", [molecule("test", "ollama")], waits=True),
+    # tests/cli/fleet, which takes hosts of its own, is run by hand until it fits.
+    Suite("cli", [pytest("pytest tests/cli", "--ignore=tests/cli/fleet", "tests/cli")], waits=True),
+    Suite("package", [pytest("pytest tests/package", "tests/package")], waits=True),
 ]
 
 
@@ -135,35 +148,51 @@ def counts(report: Path) -> tuple[int, int, int]:
     return (passed, failed, skipped) if passed + failed else (0, 1, skipped)
 
 
-def run(command: Command, tally: Tally) -> bool:
+def execute(command: Command, *, later: bool, lock: threading.Lock) -> bool:
+    """Run one command and return whether it ended well; ``later``: print what it said when it has ended."""
+    if not later:
+        print(f"\n=== {command.name}", flush=True)
+        return subprocess.run(command.argv, cwd=ROOT, check=False, stdin=subprocess.DEVNULL).returncode == 0
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        ended = subprocess.run(
+            command.argv, cwd=ROOT, check=False, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT
+        )
+        said.seek(0)
+        with lock:
+            print(f"\n=== {command.name}\n{said.read()}", flush=True)
+    return ended.returncode == 0
+
+
+def run(command: Command, tally: Tally, *, later: bool) -> bool:
     """Run one command, add what it counted, and return whether all was well."""
-    print(f"\n=== {command.name}", flush=True)
     report = RESULTS / command.report if command.report else None
     if report:
         report.unlink(missing_ok=True)
     began = time.monotonic()
-    ok = subprocess.run(command.argv, cwd=ROOT, check=False, stdin=subprocess.DEVNULL).returncode == 0
+    ok = execute(command, later=later, lock=tally.lock)
     passed, failed, skipped = counts(report) if report else (int(ok), int(not ok), 0)
     failed = max(failed, int(not ok))
     ok = not failed
-    tally.passed += passed
-    tally.failed += failed
-    tally.skipped += skipped
     verdict = "ok" if ok else "FAILED"
-    tally.lines.append(
-        f"{verdict:7}{time.monotonic() - began:7.1f} s  {passed:4} passed {failed:3} failed  {command.name}"
-    )
+    with tally.lock:
+        tally.passed += passed
+        tally.failed += failed
+        tally.skipped += skipped
+        tally.lines.append(
+            f"{verdict:7}{time.monotonic() - began:7.1f} s  {passed:4} passed {failed:3} failed  {command.name}"
+        )
     return ok
 
 
-def run_suite(suite: Suite, tally: Tally) -> None:
+def run_suite(suite: Suite, tally: Tally, *, later: bool = False) -> None:
     """Run a suite's commands in order."""
     broken = False
     for command in suite.commands:
         if broken and suite.stop_at_failure and not command.always:
-            tally.lines.append(f"not run            {command.name} (it needs what failed before)")
+            with tally.lock:
+                tally.lines.append(f"not run            {command.name} (it needs what failed before)")
             continue
-        broken = not run(command, tally) or broken
+        broken = not run(command, tally, later=later) or broken
 
 
 def main(names: list[str]) -> int:
@@ -177,8 +206,14 @@ def main(names: list[str]) -> int:
     RESULTS.mkdir(parents=True, exist_ok=True)
     tally = Tally()
     began = time.monotonic()
-    for name in wanted:
-        run_suite(known[name], tally)
+    suites = [known[name] for name in wanted]
+    side_by_side = [suite for suite in suites if suite.waits] if len(suites) > 1 else []
+    for suite in suites:
+        if suite not in side_by_side:
+            run_suite(suite, tally)
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for done in [pool.submit(run_suite, suite, tally, later=True) for suite in side_by_side]:
+            done.result()
     print("\n" + "\n".join(tally.lines))
     print(f"{(time.monotonic() - began) / 60:.1f} minutes in all")
     skipped = f", {tally.skipped} skipped" if tally.skipped else ""
