@@ -53,10 +53,10 @@ CHOICE = """    option http-buffer-request
 
 
 class HAProxy(System):
-    """All slots busy: requests wait in one queue per backend, first come, first served; 503 after the time. A node dies:
-    the first refused connection takes it out, and what it had not begun to answer is tried elsewhere; a stream just
-    ends. Each group of peers that serve the same models is a backend; a peer that is in two groups has its slots in both,
-    as servers of different backends cannot share a limit."""
+    """All slots busy: requests wait in one queue per backend, first come, first served; 503 after the time. A node
+    dies: the first refused connection takes it out, and what it had not begun to answer is tried elsewhere; a stream
+    just ends. Each group of peers that serve the same models is a backend; a peer that is in two groups has its slots
+    in both, as servers of different backends cannot share a limit."""
 
     name = "haproxy"
     label = "HAProxy, leastconn"

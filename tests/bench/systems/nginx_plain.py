@@ -11,9 +11,9 @@ from pathlib import Path
 from balancer.harness import free_port
 from bench.systems.base import ANSWER_SECONDS, WORKERS, Peer, Program, System, weights
 
-# zone: the workers count together, which max_conns needs. keepalive (with HTTP/1.1 and an empty Connection): connections
-# to peers are used again. non_idempotent: without it no POST is tried a second time. proxy_buffering off: streams pass as
-# they come. The request is buffered (nginx's default), in memory, so that it can be sent to another peer.
+# zone: the workers count together, which max_conns needs. keepalive (with HTTP/1.1 and an empty Connection):
+# connections to peers are used again. non_idempotent: without it no POST is tried a second time. proxy_buffering off:
+# streams pass as they come. The request is buffered (nginx's default), in memory, so that it can be sent again.
 CONFIGURATION = """
 worker_processes {workers};
 worker_rlimit_nofile 65536;
@@ -53,8 +53,8 @@ http {{
 
 class NginxPlain(System):
     """All slots busy: 502 at once, because only the commercial nginx has a queue. A node dies: the first refused
-    connection goes on to the next peer and keeps the dead one out for 10 s; a request in its hands is tried elsewhere if
-    nothing of the answer has come; a stream just ends."""
+    connection goes on to the next peer and keeps the dead one out for 10 s; a request in its hands is tried elsewhere
+    if nothing of the answer has come; a stream just ends."""
 
     name = "nginx_plain"
     label = "nginx, least_conn, max_conns"
