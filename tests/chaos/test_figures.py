@@ -7,15 +7,10 @@ The short form measures the same with fewer requests; its bounds leave room for 
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import math
-import os
 import pathlib
 import random
-import re
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 
@@ -23,88 +18,40 @@ import pytest
 from balancer.harness import free_port, wait_for
 from chaos.bed import FULL, Bed, Row, brief, peers, scaled, waiting
 from load.client import Ask, Load, Result, chat, poisson, share
+from load.ideal import Arrival, Server, ideal
+from load.processor import processor_time
+from load.stub import Stub
+from load.wrk import Measured, missing, wrk
 from simulated.fleet import Spec, prompt_of
 
 MakeBed = Callable[..., Bed]
 MakeRow = Callable[[str], Row]
-PATH = "/v1/chat/completions"
-needs_wrk = pytest.mark.skipif(not shutil.which("wrk"), reason="wrk is not installed")
+needs_wrk = pytest.mark.skipif(bool(missing()), reason=missing())
 
 
 # What the balancer costs: wrk against a stub, through plain nginx, and through the balancer
-
-STUB = """
-worker_processes 1;
-pid {folder}/stub.pid;
-error_log {folder}/stub.log;
-events {{ worker_connections 1024; }}
-http {{
-    access_log {folder}/access.log;  # as the balancer keeps one, too
-    client_body_buffer_size 64k;
-    keepalive_requests 10000000;
-    client_body_temp_path {folder}/a; proxy_temp_path {folder}/b; fastcgi_temp_path {folder}/c;
-    uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
-    upstream stub {{ server 127.0.0.1:{stub}; keepalive 64; keepalive_requests 10000000; }}
-    server {{
-        listen 127.0.0.1:{stub} backlog=1024;
-        access_log off;
-        default_type application/json;
-        location = /health {{ return 200 '{{"status":"ok"}}'; }}
-        location / {{ return 200 '{answer}'; }}
-    }}
-    server {{
-        listen 127.0.0.1:{plain} backlog=1024;
-        location / {{
-            proxy_pass http://stub; proxy_http_version 1.1; proxy_set_header Connection "";
-            client_max_body_size 16m;
-        }}
-    }}
-}}
-"""
-WRK = """
-wrk.method = "POST"
-wrk.headers["Content-Type"] = "application/json"
-wrk.body = '{"model":"m","messages":[{"role":"user","content":"' .. string.rep("a ", SIZE / 2) .. '"}]}'
-done = function(summary, latency)
-    local bad = summary.errors.status + summary.errors.connect + summary.errors.read + summary.errors.timeout
-    io.write(string.format("FIGURES %f %f %f %d\\n", summary.requests / summary.duration * 1e6,
-        latency:percentile(50) / 1e3, latency:percentile(99) / 1e3, bad))
-end
-"""
 
 
 @pytest.fixture(scope="module")
 def proxies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, int], pathlib.Path]]:
     """Ports of: the stub itself, plain nginx in front of it, the balancer in front of it."""
     folder = tmp_path_factory.mktemp("stub")
-    answer = '{"object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"hi"}}]}'
     ports = {"direct": free_port(), "plain": free_port()}
-    text = STUB.format(folder=folder, stub=ports["direct"], plain=ports["plain"], answer=answer)
-    (folder / "nginx.conf").write_text(text)
-    nginx = subprocess.Popen(["nginx", "-c", str(folder / "nginx.conf"), "-g", "daemon off;"])
-    here = Bed(workers=1)
-    here.balancer.render(balancer_log_level="warn")
-    here.balancer.restart()
-    here.specs.append(Spec("stub", "127.0.0.1", ports["direct"], slots=256))
-    here.route()
-    yield {**ports, "balancer": here.balancer.port}, folder
-    here.settled()
-    here.destroy()
-    nginx.terminate()
-    nginx.wait()
+    with Stub(folder, [("127.0.0.1", ports["direct"])], ports["plain"]):
+        here = Bed(workers=1)
+        here.balancer.render(balancer_log_level="warn")
+        here.balancer.restart()
+        here.specs.append(Spec("stub", "127.0.0.1", ports["direct"], slots=256))
+        here.route()
+        yield {**ports, "balancer": here.balancer.port}, folder
+        here.settled()
+        here.destroy()
 
 
-def wrk(port: int, folder: pathlib.Path, size: int, connections: int, seconds: float) -> tuple[float, float, float]:
-    """Requests per second, p50 and p99 in milliseconds."""
-    script = folder / f"{size}.lua"
-    script.write_text(WRK.replace("SIZE", str(size)))
-    command = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{max(1, round(seconds))}s"]
-    command += ["--latency", "--script", str(script), f"http://127.0.0.1:{port}{PATH}"]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"FIGURES (\S+) (\S+) (\S+) (\d+)", output)
-    assert found, output
-    assert found[4] == "0", output
-    return float(found[1]), float(found[2]), float(found[3])
+def hit(port: int, folder: pathlib.Path, size: int, connections: int) -> Measured:
+    measured = wrk(("127.0.0.1", port), folder, size, connections, scaled(10, 1))
+    assert measured.bad == 0, measured
+    return measured
 
 
 @needs_wrk
@@ -114,9 +61,10 @@ def test_added_latency(proxies: tuple[dict[str, int], pathlib.Path], row: MakeRo
     ports, folder = proxies
     direct, through = [], []
     for _ in range(3):
-        direct.append(wrk(ports["direct"], folder, 16384, 1, scaled(10, 1)))
-        through.append(wrk(ports["balancer"], folder, 16384, 1, scaled(10, 1)))
-    half, most = (min(each[i] for each in through) - min(each[i] for each in direct) for i in (1, 2))
+        direct.append(hit(ports["direct"], folder, 16384, 1))
+        through.append(hit(ports["balancer"], folder, 16384, 1))
+    half = min(each.half for each in through) - min(each.half for each in direct)
+    most = min(each.most for each in through) - min(each.most for each in direct)
     line.say(f"p50 +{half:.2f} ms, p99 +{most:.2f} ms")
     assert half <= 0.3 * scaled(1, 2)
     assert most <= 2 * scaled(1, 2)
@@ -130,8 +78,8 @@ def test_throughput(proxies: tuple[dict[str, int], pathlib.Path], row: MakeRow, 
     ports, folder = proxies
     rounds = []
     for _ in range(3):
-        plain = wrk(ports["plain"], folder, size, 32, scaled(10, 1))[0]
-        through = wrk(ports["balancer"], folder, size, 32, scaled(10, 1))[0]
+        plain = hit(ports["plain"], folder, size, 32).rate
+        through = hit(ports["balancer"], folder, size, 32).rate
         rounds.append((through / plain, through, plain))
     ratio, through, plain = sorted(rounds)[1]
     line.say(f"{through:.0f} of {plain:.0f} requests/s: {ratio:.2f}")
@@ -164,15 +112,6 @@ def test_gaps_between_tokens(bed: MakeBed, row: MakeRow) -> None:
 # The queue
 
 
-def processor_time(pids: list[int]) -> float:
-    """Seconds of processor time that these processes have used."""
-    ticks = 0
-    for pid in pids:
-        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
 def test_waiting_costs_little(bed: MakeBed, row: MakeRow) -> None:
     """1,000 requests that only wait: at most a tenth of a core."""
     line, here = row("1,000 waiting requests"), bed()
@@ -190,18 +129,6 @@ def test_waiting_costs_little(bed: MakeBed, row: MakeRow) -> None:
     line.say(f"{part * 100:.1f} % of a core")
     assert part <= 0.10
     here.settled(8)
-
-
-def ideal(arrivals: list[tuple[float, float]], slots: int) -> list[float]:
-    """Waits of a central FIFO with this many slots, for (arrival, service time) in order of arrival."""
-    free = [0.0] * slots
-    heapq.heapify(free)
-    waits = []
-    for at, service in arrivals:
-        start = max(at, heapq.heappop(free))
-        waits.append(start - at)
-        heapq.heappush(free, start + service)
-    return waits
 
 
 LAYOUTS = {"equal": [2, 2, 2, 2], "unequal": [4, 2, 1, 1]}
@@ -236,7 +163,8 @@ def test_queue_is_nearly_ideal(bed: MakeBed, row: MakeRow, layout: str, workers:
     rows = sorted((r.due, seen[r.id]) for r in load.results)
     waits = [entry["start"] - due for due, entry in rows]
     services = [entry["end"] - entry["start"] for _, entry in rows]
-    best = ideal([(due, service) for (due, _), service in zip(rows, services, strict=True)], 8)
+    arrivals = [Arrival(due, service) for (due, _), service in zip(rows, services, strict=True)]
+    best = ideal(arrivals, [Server()] * 8)
     ours, theirs = share(waits, 0.99), share(best, 0.99)
     line.requests = count
     line.say(f"p99 wait {ours:.3f} s, ideal {theirs:.3f} s: {ours / theirs:.3f} times")

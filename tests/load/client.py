@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """An open-loop client: each request is sent when it is due, however the ones before it fare.
 
-Arrivals are a Poisson process from a seed. Times are counted from the moment a request was due, so a slow answer cannot
-hide the wait of those behind it. Plain HTTP/1.1 over kept connections; nothing is ever sent twice.
+Times are counted from the moment a request was due, so a slow answer cannot hide the wait of those behind it. Plain
+HTTP/1.1 over kept connections; nothing is ever sent twice. A closed loop is a chain of requests, each after the one
+before it, stopped after a while.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Result:
     status: int = 0
     ending: str = "nothing"
     first: float = 0.0  # seconds from due to the first byte of the body
+    token: float = 0.0  # seconds from due to the first token; of an answer that isn't streamed, to its end
+    tokens: int = 0  # that came, each in an event of its own
     total: float = 0.0
     peer: str = ""
     code: str = ""
@@ -142,6 +145,9 @@ class Load:
             await self.finished.setdefault(id(ask.after), asyncio.Event()).wait()
             due = max(due, time.monotonic() + ask.think)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
+            if self.stopped:
+                done.set()
+                return
         result = Result(f"c{id(self) % 10**6}-{len(self.results)}-{int(due * 1e6)}", due, ask.tag)
         self.results.append(result)
         self.open += 1
@@ -198,10 +204,11 @@ class Load:
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
         result.peer = headers.get("x-llm-peer", "")
         keep = headers.get("connection", "").lower() != "close"
-        if headers.get("transfer-encoding") == "chunked":
+        chunked = headers.get("transfer-encoding") == "chunked"
+        if chunked and headers.get("content-type", "").startswith("text/event-stream"):
             return await self.stream(reader, result) and keep
-        body = await reader.readexactly(int(headers.get("content-length", 0)))
-        result.first = time.monotonic() - result.due
+        body = await whole(reader) if chunked else await reader.readexactly(int(headers.get("content-length", 0)))
+        result.first = result.token = time.monotonic() - result.due
         value = json.loads(body)
         if result.status == 200:
             result.ending = "done"
@@ -223,25 +230,48 @@ class Load:
                     result.first = now - result.due
                 *events, tail = piece.split(b"\n\n")
                 for event in events:
-                    if event == b"data: [DONE]":
+                    data = next((line[6:] for line in event.split(b"\n") if line.startswith(b"data: ")), b"")
+                    if not data:
+                        continue
+                    if data == b"[DONE]":
                         result.ending = "done"
                         continue
-                    value = json.loads(event.rpartition(b"data: ")[2])
+                    value = json.loads(data)
                     if value.get("error"):
                         result.ending = "error_event"
                         result.code = value["error"].get("code") or ""
                         continue
                     result.usage = value.get("usage") or result.usage
+                    if not is_token(value):
+                        continue
                     if "at" in value:
                         result.delays.append(now - value["at"])
-                        if before:
-                            result.gaps.append(now - before)
-                        before = now
+                    if before:
+                        result.gaps.append(now - before)
+                    else:
+                        result.token = now - result.due
+                    result.tokens += 1
+                    before = now
             await reader.readexactly(2)
         except (asyncio.IncompleteReadError, OSError):
             # After an error event the connection just ends; that nobody takes it for a whole answer is the point.
             return False
         return not tail
+
+
+async def whole(reader: asyncio.StreamReader) -> bytes:
+    """A body that comes in chunks, and is wanted as one."""
+    body = b""
+    while size := int((await reader.readuntil(b"\r\n")).split(b";")[0], 16):
+        body += (await reader.readexactly(size + 2))[:-2]
+    await reader.readexactly(2)
+    return body
+
+
+def is_token(event: dict[str, Any]) -> bool:
+    """Does this event of a stream bring text? The last one, with the usage, does not."""
+    choices = event.get("choices")
+    return bool(choices and (choices[0].get("delta") or {}).get("content"))
 
 
 def share(values: list[float], part: float) -> float:

@@ -47,6 +47,7 @@ class Spec:
     port: int = 8000
     slots: int = 4
     models: list[str] = dataclasses.field(default_factory=lambda: ["m"])
+    strict: bool = False  # 404 to a model that it doesn't have
     mode: str = "ok"
     share: float = 1.0
     poison: str = "error500"
@@ -143,6 +144,13 @@ def prompt_of(body: dict[str, Any]) -> str:
     return "".join(f"<{m.get('role')}>{m.get('content')}" for m in body.get("messages") or [])
 
 
+def says(body: dict[str, Any]) -> str:
+    """The first word of the last message: it names a request also where no header of it arrives here."""
+    messages = body.get("messages") or [{}]
+    text = messages[-1].get("content")
+    return text.split(" ", 1)[0][:40] if isinstance(text, str) else ""
+
+
 class Connection(asyncio.Protocol):
     """One connection; requests come one after the other."""
 
@@ -231,6 +239,9 @@ class Connection(asyncio.Protocol):
             if b"POISON" in data:
                 entry["outcome"] = "error500"
                 self.json({"error": {"message": "cannot read the image", "code": 500}}, 500)
+            elif engine.spec.strict and json.loads(data).get("model") not in engine.spec.models:
+                entry["outcome"] = "no_model"
+                self.json({"error": {"message": "no such model", "code": 404}}, 404)
             elif mode in FAULTS:
                 entry["outcome"] = mode
                 await FAULTS[mode](self)
@@ -257,7 +268,7 @@ class Connection(asyncio.Protocol):
         service = body.get("sim_service")
         prompt = prompt_of(body)
         cached = engine.cache.take(prompt)
-        entry.update(chars=len(prompt), cached=cached)
+        entry.update(chars=len(prompt), cached=cached, says=says(body))
         if service is None:
             first = spec.first + spec.prefill * (len(prompt) - cached) / 1000
             gap = spec.gap
