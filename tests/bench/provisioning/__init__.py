@@ -1,6 +1,6 @@
 # Copyright: (c) 2026, llm.cluster contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What provisioning takes, told like a scenario (bench/scenarios/__init__.py); its system is Ansible, and none is started.
+"""What provisioning takes, told like a scenario (bench/scenarios/__init__.py); its system is Ansible, not started.
 
 The sizes are 3 and 10 nodes; what 100 and 1,000 would take is worked out from them.
 """
