@@ -3,8 +3,8 @@
 """Run test suites and sum up: python tests/run.py SUITE… | all
 
 Each suite is a list of commands; a command that pytest runs counts its tests, any other counts as one test. All suites
-run, also after one has failed. First, one by one, those that measure or keep the machine busy; then, two at a time, those
-that mostly wait for hosts. What the latter print comes when a command has ended. The last line is
+run, also after one has failed. First, one by one, those that measure or keep the machine busy; then, two at a time,
+those that mostly wait for hosts. What the latter print comes when a command has ended. The last line is
 ``N passed, N failed``.
 """
 
