@@ -1,0 +1,104 @@
+# Copyright: (c) 2026, llm.cluster contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Real llama.cpp on this machine: what affinity brings there, and how near the simulated engines come to it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from bench.point import Figures, Point, Row
+from bench.real import calibration, chats
+from bench.systems.base import System
+
+TITLE = "A real engine: llama.cpp"
+SEEDS = (1, 2)
+POLICIES = ("affinity", "least_busy")
+CURVES = {"prefill": calibration.prefill, "decode": calibration.decode}
+
+
+def points(full: bool, systems: list[str]) -> list[Point]:
+    """Only in the full form; the curves need no system, so theirs is direct."""
+    if not full:
+        return []
+    curves = [Point.of("real_engine", "direct", part=part) for part in CURVES]
+    turns = [Point.of("real_engine", name, part="chats", seed=seed) for seed in SEEDS for name in POLICIES]
+    return [point for point in curves + turns if point.system in systems]
+
+
+def run(point: Point, system: System, folder: Path) -> Figures:
+    part = point.get("part")
+    if part in CURVES:
+        return CURVES[part](folder)
+    return chats.measure(system, int(point.get("seed")), folder)
+
+
+HOW = f"""\
+The engine of the role (llama.cpp from the xllamacpp wheel, Gemma 3 270M, 4-bit) on this machine's cores, without
+containers.
+
+**Chats**: {chats.ENGINES} engines with {chats.SLOTS} slots and {chats.THREADS} thread each, {chats.CHATS} chats of
+{chats.TURNS} turns that begin as a Poisson process, 60 to 200 words a turn, {chats.TOKENS} tokens of answer; the
+same chats for each policy. *Held* is the part of what the turn before had sent that the engine found in its cache,
+as llama.cpp itself reports (`usage.prompt_tokens_details.cached_tokens`).
+"""
+CALIBRATION = f"""\
+**The simulated engine beside the real one**: the same requests to both, one engine with {calibration.SLOTS} slots
+and {calibration.THREADS} threads. The simulated one is fitted to the ends of the first curve and to one stream of
+the second.
+"""
+
+
+def section(rows: list[Row]) -> str:
+    turns = [row for row in rows if row.get("part") == "chats"]
+    curves = {str(row.get("part")): json.loads(str(row.get("curve"))) for row in rows if row.get("part") in CURVES}
+    lines = [HOW]
+    if turns:
+        lines += _chats(turns)
+    if curves:
+        lines += ["", CALIBRATION]
+    if "prefill" in curves:
+        lines += ["| prompt tokens | first token, real | simulated |", "|--:|--:|--:|"]
+        lines += [
+            f"| {p['tokens']:.0f} | {p['real_ms']:.0f} ms | {p['simulated_ms']:.0f} ms |" for p in curves["prefill"]
+        ]
+    if "decode" in curves:
+        lines += ["", "| streams at once | tokens per second of each, real | simulated |", "|--:|--:|--:|"]
+        lines += [
+            f"| {p['streams']:.0f} | {p['real_tokens_per_s']:.1f} | {p['simulated_tokens_per_s']:.1f} |"
+            for p in curves["decode"]
+        ]
+        lines += [
+            "",
+            "A simulated engine's streams do not slow each other down; on a real one they share its cores. So in the "
+            "other scenarios a node's slots are as good as that many nodes with one slot.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _chats(rows: list[Row]) -> list[str]:
+    lines = ["| policy | first token, mean | p95 | later turns, mean | held | cached tokens of the prompts' |"]
+    lines.append("|---|--:|--:|--:|--:|--:|")
+    mean = {}
+    for policy in POLICIES:
+        mine = [row for row in rows if row.system == policy]
+        if not mine:
+            continue
+
+        def average(name: str, mine: list[Row] = mine) -> float:
+            return sum(float(row.get(name)) for row in mine) / len(mine)
+
+        mean[policy] = average("ttft_mean_s")
+        cells = [f"{average(name):.2f} s" for name in ("ttft_mean_s", "ttft_p95_s", "later_ttft_mean_s")]
+        cells += [
+            f"{average('held_part') * 100:.0f} %",
+            f"{average('cached_tokens') / average('prompt_tokens') * 100:.0f} %",
+        ]
+        lines.append(f"| {policy} | " + " | ".join(cells) + " |")
+    if len(mean) == len(POLICIES):
+        gain = 1 - mean["affinity"] / mean["least_busy"]
+        lines += [
+            "",
+            f"With affinity the first token comes {gain * 100:.0f} % sooner than with least_busy, on average.",
+        ]
+    return lines

@@ -1,0 +1,67 @@
+# Copyright: (c) 2026, llm.cluster contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is made of a real engine's answers. The engine itself runs in the full benchmark only."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from bench.point import Point, Row
+from bench.real import calibration, chats
+from bench.scenarios import real_engine
+from load.client import Ask, Result
+
+
+def answer(tag: str, prompt: int, cached: int, token: float) -> Result:
+    usage = {"prompt_tokens": prompt, "prompt_tokens_details": {"cached_tokens": cached}}
+    return Result(tag, 0, tag, 200, "done", token=token, total=token + 1, usage=usage)
+
+
+def test_held_counts_what_the_turn_before_had_sent() -> None:
+    first = Ask(0, {}, "0.0")
+    asks = [first, Ask(0, {}, "0.1", after=first)]
+    found = chats.summary(asks, [answer("0.1", 300, 90, 1.0), answer("0.0", 100, 0, 3.0)])
+    assert found["held_part"] == 0.9
+    assert found["ttft_mean_s"] == 2.0
+    assert found["later_ttft_mean_s"] == 1.0
+    assert (found["prompt_tokens"], found["cached_tokens"]) == (400, 90)
+
+
+def test_conversations_grow_and_fit_the_context() -> None:
+    asks = chats.conversations(1)
+    assert len(asks) == chats.CHATS * chats.TURNS
+    for ask in asks:
+        if ask.after is not None:
+            before = ask.after.body["messages"]
+            assert ask.body["messages"][: len(before)] == before
+        assert sum(len(m["content"].split()) for m in ask.body["messages"]) < 0.7 * 2048
+
+
+def test_the_simulated_engine_is_measured_where_it_is_off_most() -> None:
+    curve = [
+        {"tokens": 1, "real_ms": 100.0, "simulated_ms": 110.0},
+        {"tokens": 2, "real_ms": 200.0, "simulated_ms": 150.0},
+    ]
+    assert calibration.apart(curve) == {"most_apart_percent": pytest.approx(25)}
+
+
+def test_a_system_that_is_not_wanted_has_no_points() -> None:
+    assert real_engine.points(True, ["haproxy"]) == []
+    assert real_engine.points(False, ["direct", "affinity"]) == []
+    policies = [point.system for point in real_engine.points(True, ["affinity", "least_busy"])]
+    assert policies == ["affinity", "least_busy"] * 2
+
+
+def test_the_page_shows_both_curves_and_the_gain() -> None:
+    base = {"ttft_p95_s": 2.0, "later_ttft_mean_s": 1.0, "held_part": 0.5, "cached_tokens": 1, "prompt_tokens": 2}
+    rows = [
+        Row(Point.of("real_engine", name, part="chats", seed=1), {**base, "ttft_mean_s": mean})
+        for name, mean in (("affinity", 1.0), ("least_busy", 2.0))
+    ]
+    curve = json.dumps([{"tokens": 32, "real_ms": 400.0, "simulated_ms": 401.0}])
+    rows.append(Row(Point.of("real_engine", "direct", part="prefill"), {"curve": curve}))
+    text = real_engine.section(rows)
+    assert "50 % sooner" in text
+    assert "| 32 | 400 ms | 401 ms |" in text
+    assert "50 % sooner" not in real_engine.section(rows[:1])
