@@ -7,7 +7,8 @@ They are not the real thing and prove nothing about it. One process serves one o
 as a program, this file is the process, told what to do by JSON lines on its standard input.
 
 What a request asks for stands in its body: ``sim_service`` seconds in all, or, without it, the engine's own model of
-time: prefill of what its prefix cache does not hold, then ``max_tokens`` tokens with a gap between them.
+time: prefill of what its prefix cache does not hold, then ``max_tokens`` tokens with a gap between them. Some proxies
+drop fields that they do not know: the words ``sim_service=0.25`` in a message do the same.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -30,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 BLOCK = 256  # characters of a block of the prefix cache
+SERVICE = re.compile(r"sim_service=([0-9.]*[0-9])")
 
 
 @dataclasses.dataclass
@@ -186,6 +189,9 @@ class Connection(asyncio.Protocol):
         if end < 0:
             return
         lines = self.buffer[:end].decode("latin-1").split("\r\n")
+        if " HTTP/1." not in lines[0]:
+            self.transport.abort()  # some proxies try HTTP/2 first
+            return
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
         size = int(headers.get("content-length", 0))
         if len(self.buffer) < end + 4 + size:
@@ -265,8 +271,10 @@ class Connection(asyncio.Protocol):
         engine, spec = self.engine, self.engine.spec
         tokens = int(body.get("max_tokens") or spec.tokens)
         stream = bool(body.get("stream"))
-        service = body.get("sim_service")
         prompt = prompt_of(body)
+        service = body.get("sim_service")
+        if service is None and (said := SERVICE.search(prompt)):
+            service = said[1]
         cached = engine.cache.take(prompt)
         entry.update(chars=len(prompt), cached=cached, says=says(body))
         if service is None:

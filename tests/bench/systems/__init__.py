@@ -7,11 +7,17 @@ from __future__ import annotations
 from bench.systems.base import Peer, System, running
 from bench.systems.direct import Direct
 from bench.systems.haproxy import HAProxy
+from bench.systems.litellm import LiteLLM, LiteLLMLeastBusy
 from bench.systems.nginx_plain import NginxEngineQueue, NginxPlain
 from bench.systems.ours import Affinity, LeastBusy, WeightedRoundRobin
+from bench.systems.sglang_router import SglangRouter
 
 __all__ = ["REGISTRY", "Peer", "System", "running"]
 
 REGISTRY: dict[str, type[System]] = {
-    each.name: each for each in (Direct, Affinity, LeastBusy, WeightedRoundRobin, NginxPlain, NginxEngineQueue, HAProxy)
+    each.name: each
+    for each in (
+        *(Direct, Affinity, LeastBusy, WeightedRoundRobin),
+        *(NginxPlain, NginxEngineQueue, HAProxy, LiteLLM, LiteLLMLeastBusy, SglangRouter),
+    )
 }

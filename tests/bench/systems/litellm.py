@@ -1,0 +1,90 @@
+# Copyright: (c) 2026, llm.cluster contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The LiteLLM proxy, from PyPI, without a database."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from balancer.harness import free_port
+from bench.systems.base import ANSWER_SECONDS, WORKERS, Peer, Program, System, weights
+from bench.systems.environment import Environment, variables
+
+# Its production page: log errors only, no .env file, set a request time-out, and on a single machine as many workers as
+# processors. The prices of models come from its package: it needs no internet to start.
+VARIABLES = {
+    "LITELLM_LOG": "ERROR",
+    "LITELLM_MODE": "PRODUCTION",
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "NO_DOCS": "True",
+    "NO_REDOC": "True",
+    "DISABLE_ADMIN_UI": "True",
+}
+START_SECONDS = 180
+
+
+class LiteLLM(System):
+    name = "litellm"
+    label = "LiteLLM, simple-shuffle"
+    # The strategy that its documentation recommends, by weights, which are here what the peers can take.
+    strategy = "simple-shuffle"
+    workers = WORKERS
+    environment = Environment("litellm", "litellm[proxy]")
+
+    def missing(self) -> str:
+        return self.environment.make()
+
+    def installed(self) -> bool:
+        return self.environment.ready()
+
+    def version(self) -> str:
+        return self.environment.installed_version("litellm")
+
+    def start(self, peers: list[Peer], folder: Path) -> None:
+        self.port = free_port()
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "litellm.yaml"
+        file.write_text(json.dumps(self.configuration(peers), indent=1))  # JSON is YAML
+        command = [self.environment.path("litellm"), "--config", str(file.resolve()), "--host", "127.0.0.1"]
+        command += ["--port", str(self.port), "--num_workers", str(self.workers), "--telemetry", "False"]
+        program = Program(command, folder / "litellm.log", variables(**VARIABLES))
+        self.run(program, lambda: self.up(program), START_SECONDS)
+
+    def up(self, program: Program) -> bool:
+        """Have all workers started? Each says so; one that answers may be the first of several."""
+        return program.tail(100_000).count("Application startup complete") >= self.workers and self.listens(
+            "/health/liveliness"
+        )
+
+    def configuration(self, peers: list[Peer]) -> dict[str, object]:
+        share = weights(peers, 1000)
+        deployments = [
+            {
+                "model_name": model,
+                "litellm_params": {
+                    "model": f"openai/{model}",
+                    "api_base": f"http://{peer.address}:{peer.port}/v1",
+                    "api_key": "none",
+                    "weight": share[peer.name],
+                },
+                "model_info": {"id": f"{peer.name}-{model}"},
+            }
+            for peer in peers
+            for model in peer.models
+        ]
+        return {
+            "model_list": deployments,
+            "router_settings": {"routing_strategy": self.strategy, "num_retries": 2},
+            "litellm_settings": {"request_timeout": ANSWER_SECONDS, "set_verbose": False, "json_logs": True},
+            "general_settings": {"disable_error_logs": True, "disable_spend_logs": True},
+        }
+
+
+class LiteLLMLeastBusy(LiteLLM):
+    """Counts requests under way, so it has one worker: several would need a Redis to count together."""
+
+    name = "litellm_least_busy"
+    label = "LiteLLM, least-busy"
+    strategy = "least-busy"
+    workers = 1
