@@ -83,13 +83,17 @@ class Engine:
         self.listener = listener
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
 
-    def stop(self) -> None:
-        """As kill -9 does it: nothing listens any more, every connection is reset."""
+    def stop_listening(self) -> None:
+        """New connections are refused; those that are there stay."""
         if self.listener:
             with contextlib.suppress(OSError):
                 self.listener.shutdown(socket.SHUT_RDWR)
             self.listener.close()
             self.listener = None
+
+    def stop(self) -> None:
+        """As kill -9 does it: nothing listens any more, every connection is reset."""
+        self.stop_listening()
         with self.lock:
             sockets = list(self.sockets)
         for sock in sockets:

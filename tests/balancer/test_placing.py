@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 import pytest
-from balancer.harness import KEY, Answer, Balancer, MakeEngine, table, wait_for
+from balancer.harness import KEY, Answer, Balancer, MakeBalancer, MakeEngine, table, wait_for
 
 
 def many(balancer, count: int, parallel: int, **kwargs) -> list[Answer]:
@@ -284,6 +284,38 @@ def test_hung_peer_is_ejected_and_its_waiting_requests_move(balancer: Balancer, 
     assert time.monotonic() - started < 2.5  # interval 0.3 + two probes of 0.3 + a look
     assert len(hung.inference()) >= 1
     assert balancer.peer("hung")["state"] == "down"
+
+
+def test_a_request_dies_with_two_peers_at_most_whoever_sees_it_first(balancer: Balancer, engine: MakeEngine) -> None:
+    """A dead peer's connections break, but here a probe sees first that it is dead."""
+    engines = [engine(name, mode="silent") for name in ("one", "two", "three")]
+    balancer.put(table(*engines, limits={"first_byte_timeout": 30}))
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        poison = pool.submit(balancer.chat)
+        for tries in (1, 2):
+            wait_for(lambda tries=tries: sum(len(each.inference()) for each in engines) == tries, 3, "it was sent")
+            for each in engines:
+                if each.inference():
+                    each.stop_listening()
+        answer = poison.result(10)
+    assert (answer.status, answer.code) == (502, "all_tries_failed")
+    assert sorted(len(each.inference()) for each in engines) == [0, 1, 1]
+
+
+def test_a_peer_that_was_dead_already_is_not_the_second_that_a_request_fails_at(
+    own_balancer: MakeBalancer, engine: MakeEngine
+) -> None:
+    """The pool's connection to it still looks well: the request would go out on it and break off."""
+    balancer, session, limits = own_balancer(workers=1), {"X-LLM-Session": "s"}, {"probe_interval": 60}
+    first, dead, spare = engine("first"), engine("dead", drop_reused=True), engine("spare", peer={"backup": True})
+    balancer.put(table(first, limits=limits))
+    assert balancer.chat(headers=session).status == 200  # so it is the session's peer
+    balancer.put(table(dead, limits=limits))
+    assert balancer.chat().status == 200  # so a connection to it is in the pool
+    balancer.put(table(first, dead, spare, limits=limits))
+    first.mode = "die"
+    dead.stop_listening()
+    assert balancer.chat(headers=session).json["from"] == "spare"
 
 
 # Probes

@@ -53,25 +53,31 @@ end
 --- Why the request should not wait for its peer any longer, or nil. A stream that has begun is left to an ejected peer: it may
 -- yet finish it, and nobody else can.
 local function watch(ctx)
-    return lifetime.interruption()
-        or not ctx.relaying and health.is_down(ctx.held_by) and "ejected" or nil
+    local interrupted = lifetime.interruption()
+    if interrupted or ctx.relaying or not health.is_down(ctx.held_by) then
+        return interrupted
+    end
+    -- Another request may see first that it died: this one was in its hands all the same, and may be why.
+    return health.is_dead(ctx.held_by) and "died" or "ejected"
 end
 
 --- Connect, send, read the head. A pooled connection that fails before any byte is no failure: once more on a fresh one.
+--
+-- It may be one to a peer that died before this request was sent, which then counts as failed there though it wasn't in its
+-- hands. Once does no harm. A request that failed already gets a fresh connection, so that the second time is certain.
 -- @return connection and head; or nil, an error word and details
 local function call(ctx, peer, limits)
     local head_text = "POST " .. ctx.surface.path .. " HTTP/1.1\r\nHost: " .. peer.host .. ":" .. peer.port .. "\r\n"
         .. forwarded(ctx)
-    local fresh = false
+    local fresh, again = ctx.failures > 0, false
     while true do
         local connection, err, detail = exchange.connect(peer, limits.connect_timeout, fresh, watch, ctx)
         if not connection then
-            if fresh and err == "refused" then
-                -- The peer died with this request in its hands: that is more than a connection grown old.
+            if again and err == "refused" then
                 health.refused(peer)
-                return nil, "closed"
             end
-            return nil, err, detail
+            -- No connection any more: it was not one grown old, the peer died with this request in its hands.
+            return nil, again and "died" or err, detail
         end
         ctx.sent = ngx.now()
         ctx.first_byte_by = ctx.sent + limits.first_byte_timeout
@@ -87,7 +93,7 @@ local function call(ctx, peer, limits)
         if err ~= "closed" or not connection.reused or connection.received then
             return nil, err, detail
         end
-        fresh = true
+        fresh, again = true, true
     end
 end
 
@@ -141,8 +147,8 @@ end
 --- Try.
 -- @param ctx the request: surface, pieces, length, id, start …; sets ttfb once the client is being answered
 -- @return {kind = …}: "streamed"; "broken" (error: to be sent as an event); "answer" (peer, head, body: whole, nothing sent
---   yet); "client_left", "shutdown", "ejected" (the peer was, meanwhile); "timeout" (no first byte); "refused", "unreachable",
---   "closed", "silent", "garbage" (detail: words)
+--   yet); "client_left", "shutdown", "ejected" (the peer was, meanwhile); "died" (with the request in its hands); "timeout" (no
+--   first byte); "refused", "unreachable", "closed", "silent", "garbage" (detail: words)
 function M.run(ctx, peer, limits)
     ctx.held_by = peer.id
     local connection, head, detail = call(ctx, peer, limits)

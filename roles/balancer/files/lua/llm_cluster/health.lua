@@ -31,6 +31,7 @@ local LEAVES_SLOW = 1.25     -- times slow_share: a peer at the edge doesn't go 
 local SLOW_MEMORY = 120      -- seconds that a slow peer stays one without anything new measured
 local NAMES = { [0] = "probing", [1] = "up", [2] = "down" }
 local PROBING, UP, DOWN = 0, 1, 2
+local REFUSED = "connection refused"
 
 local KEYS = {
     "health", "why", "since", "failures", "successes", "flaps", "hold", "resting", "returned", "lacks", "cold", "slow", "judged",
@@ -146,7 +147,13 @@ end
 
 --- A connection was refused: nothing listens there.
 function M.refused(peer)
-    eject(peer, "connection refused")
+    eject(peer, REFUSED)
+end
+
+--- Is it out because nothing listens there? Then what it held has broken off, whether or not that was noticed yet.
+function M.is_dead(id)
+    local d = dict()
+    return d:get("health:" .. id) == DOWN and d:get("why:" .. id) == REFUSED
 end
 
 --- The peer failed once (could not be reached, did not answer a probe).

@@ -57,7 +57,7 @@ function M.judge(ctx, peer, outcome, view)
         health.garbage(table.remove(ctx.blames).peer, why) -- its fault in any case
     end
     -- A connection that broke means a dead peer more often than not: that is no part of the budget.
-    return ctx.failures < MAX_FAILURES and (kind == "closed" or budget.spend())
+    return ctx.failures < MAX_FAILURES and (kind == "died" or kind == "closed" or budget.spend())
 end
 
 --- Is the answer one for the client, whatever it says? 501: the engine does not have this at all.

@@ -55,12 +55,17 @@ local function has_primary(peers, want, fleet)
     return false
 end
 
+--- Must the request have a peer without another suspect?
+function M.parts_ways(want, now)
+    return want.suspect and now - want.suspect < APART or false
+end
+
 --- Would it take this request now, if it has a free slot?
 local function is_open(peer, want, fleet)
     local health = fleet.health[peer.id]
     return not (health.resting_until and health.resting_until > fleet.now)
         and not ((health.slow or 0) > 0 and fleet.now - want.since < health.slow)
-        and not (want.suspect and fleet.now - want.suspect < APART and fleet.suspects(peer.id) > 0)
+        and not (M.parts_ways(want, fleet.now) and fleet.suspects(peer.id) > 0)
 end
 
 --- How good the peer is for the request before load counts: higher is better.

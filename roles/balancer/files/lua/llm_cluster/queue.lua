@@ -71,7 +71,8 @@ local function grant(d, peer, ticket)
         tickets.remove(d, ticket.pid, ticket.serial)
         return true
     end
-    if not slots.take(peer.id, fleet.usable(peer, fleet.now), ticket.pid, ticket.suspect) then
+    local alone = placement.parts_ways(ticket, fleet.now)
+    if not slots.take(peer.id, fleet.usable(peer, fleet.now), ticket.pid, ticket.suspect, alone) then
         return false
     end
     tickets.remove(d, ticket.pid, ticket.serial)
@@ -199,7 +200,8 @@ function M.try(set, want)
     if not tickets.is_empty(dict()) then
         lock.run(match_peer, peer, view) -- whoever waits for this slot goes first
     end
-    if not slots.take(peer.id, health.usable_slots(peer, fleet.now), workers.pid, want.suspect) then
+    local alone = placement.parts_ways(want, fleet.now)
+    if not slots.take(peer.id, health.usable_slots(peer, fleet.now), workers.pid, want.suspect, alone) then
         return nil, "busy"
     elseif peers.view() ~= view then -- drained in this very moment: whoever drained it may have counted already
         slots.put_back(peer.id, workers.pid, want.suspect)

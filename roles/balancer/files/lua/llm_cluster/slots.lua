@@ -36,8 +36,9 @@ end
 -- @param most slots that may be in use with this one
 -- @param pid of the worker that serves the request
 -- @param suspect boolean: another peer died with the request in its hands
+-- @param alone boolean: it must be the only suspect there
 -- @return boolean
-function M.take(id, most, pid, suspect)
+function M.take(id, most, pid, suspect, alone)
     local d = dict()
     local name = busy_of.name(pid, id)
     local count, err = d:incr(name, 1, 0)
@@ -51,6 +52,11 @@ function M.take(id, most, pid, suspect)
     end
     if suspect then
         d:incr(suspects_of.name(pid, id), 1, 0)
+        -- Many become suspects in the same moment, in all workers, and the same peer looks best to them.
+        if alone and M.suspects(id) > 1 then
+            M.put_back(id, pid, suspect)
+            return false
+        end
     end
     return true
 end
