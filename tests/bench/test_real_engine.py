@@ -47,10 +47,10 @@ def test_the_simulated_engine_is_measured_where_it_is_off_most() -> None:
 
 
 def test_a_system_that_is_not_wanted_has_no_points() -> None:
-    assert real_engine.points(True, ["haproxy"]) == []
-    assert real_engine.points(False, ["direct", "affinity"]) == []
+    assert [point.system for point in real_engine.points(True, ["haproxy"])] == ["direct"] * 2
+    assert [point.system for point in real_engine.points(False, ["affinity"])] == ["direct", "direct", "affinity"]
     policies = [point.system for point in real_engine.points(True, ["affinity", "least_busy"])]
-    assert policies == ["affinity", "least_busy"] * 2
+    assert policies == ["direct", "direct"] + ["affinity", "least_busy"] * 2
 
 
 def test_the_page_shows_both_curves_and_the_gain() -> None:
