@@ -27,8 +27,8 @@ def variables(**more: str) -> dict[str, str]:
 class Environment:
     """One virtual environment with one requirement, all versions from rivals.txt."""
 
-    def __init__(self, name: str, requirement: str) -> None:
-        self.folder = HOME / name
+    def __init__(self, name: str, requirement: str, home: Path = HOME) -> None:
+        self.folder = home / name
         self.requirement = requirement
         self.stamp = self.folder / "installed"
 
@@ -47,7 +47,7 @@ class Environment:
         if self.ready():
             return ""
         shutil.rmtree(self.folder, ignore_errors=True)
-        print(f"Installing {self.requirement} into {self.folder.relative_to(ROOT)}", flush=True)
+        print(f"Installing {self.requirement} into {self.folder}", flush=True)
         install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:"]
         steps = [
             [sys.executable, "-m", "venv", str(self.folder)],

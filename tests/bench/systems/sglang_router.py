@@ -30,70 +30,57 @@ class SglangRouter(System):
         return self.environment.installed_version("sglang-router")
 
     def unfit(self, peers: list[Peer]) -> str:
-        if len({frozenset(peer.models) for peer in peers}) > 1 and any(len(peer.models) > 1 for peer in peers):
-            return "sglang-router knows one model of a worker"
+        if len({frozenset(peer.models) for peer in peers}) > 1:
+            # --enable-igw ends at its start if it cannot fetch the vocabulary of another vendor's tokenizer.
+            return "sglang-router's mode for several models needs the internet to start"
         return ""
 
     def start(self, peers: list[Peer], folder: Path) -> None:
         self.port = free_port()
         folder.mkdir(parents=True, exist_ok=True)
-        command = [self.environment.path("python"), "-m", "sglang_router.launch_router", *self.arguments(peers)]
+        command = [self.environment.path("python"), "-m", "sglang_router.launch_router", *arguments(peers, self.port)]
         program = Program(command, folder / "sglang-router.log", variables())
-        several = len({peer.models for peer in peers}) > 1
-        if several:
-            command.append("--enable-igw")
-            self.run(program, lambda: self.listens("/liveness"), START_SECONDS)
-            for peer in peers:
-                self.ask("POST", "/workers", {"url": url(peer), "model_id": peer.models[0]})
-            program.wait(lambda: self.up(len(peers)), START_SECONDS)
-        else:
-            command += ["--worker-urls", *(url(peer) for peer in peers)]
-            self.run(program, lambda: self.up(len(peers)), START_SECONDS)
+        self.run(program, lambda: self.healthy() >= len(peers), START_SECONDS)
 
-    def arguments(self, peers: list[Peer]) -> list[str]:
-        # Its thresholds count requests. By default load decides only when one worker has 64 more than another, which
-        # engines with a handful of slots never have; its guide says to lower them for a more even load.
-        spare = max(1, min(peer.slots for peer in peers) // 2)
-        options = {
-            "host": "127.0.0.1",
-            "port": self.port,
-            "policy": "cache_aware",
-            "balance-abs-threshold": spare,
-            "balance-rel-threshold": 1.1,
-            "worker-startup-timeout-secs": START_SECONDS,
-            "worker-startup-check-interval": 1,
-            # As often as the others look; its defaults are a minute and three failures.
-            "health-check-interval-secs": 2,
-            "health-check-timeout-secs": 1,
-            "health-failure-threshold": 2,
-            "health-success-threshold": 2,
-            "cb-failure-threshold": 2,
-            "cb-success-threshold": 1,
-            "cb-timeout-duration-secs": 4,
-            "request-timeout-secs": ANSWER_SECONDS,
-            "shutdown-grace-period-secs": 1,
-            "history-backend": "none",
-            "prometheus-host": "127.0.0.1",
-            "prometheus-port": free_port(),
-            "log-level": "error",
-        }
-        return [part for name, value in options.items() for part in (f"--{name}", str(value))]
-
-    def up(self, count: int) -> bool:
-        """Are all workers known and healthy?"""
-        answer = self.ask("GET", "/workers") or {}
-        return sum(bool(worker.get("is_healthy")) for worker in answer.get("workers", [])) >= count
-
-    def ask(self, method: str, path: str, body: object = None) -> dict[str, list[dict[str, object]]] | None:
+    def healthy(self) -> int:
+        """How many workers it knows as healthy."""
         connection = http.client.HTTPConnection(self.address, self.port, timeout=5)
         try:
-            connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
-            return json.loads(connection.getresponse().read())
-        except (OSError, http.client.HTTPException, ValueError):
-            return None
+            connection.request("GET", "/workers")
+            workers = json.loads(connection.getresponse().read())["workers"]
+            return sum(bool(worker["is_healthy"]) for worker in workers)
+        except (OSError, http.client.HTTPException, ValueError, KeyError):
+            return 0
         finally:
             connection.close()
 
 
-def url(peer: Peer) -> str:
-    return f"http://{peer.address}:{peer.port}"
+def arguments(peers: list[Peer], port: int) -> list[str]:
+    # Its thresholds count requests. By default load decides only when one worker has 64 more than another, which
+    # engines with a handful of slots never have; its guide says to lower them for a more even load.
+    spare = max(1, min(peer.slots for peer in peers) // 2)
+    options = {
+        "host": "127.0.0.1",
+        "port": port,
+        "policy": "cache_aware",
+        "balance-abs-threshold": spare,
+        "balance-rel-threshold": 1.1,
+        "worker-startup-timeout-secs": START_SECONDS,
+        "worker-startup-check-interval": 1,
+        # As often as the others look; its defaults are a minute and three failures.
+        "health-check-interval-secs": 2,
+        "health-check-timeout-secs": 1,
+        "health-failure-threshold": 2,
+        "health-success-threshold": 2,
+        "cb-failure-threshold": 2,
+        "cb-success-threshold": 1,
+        "cb-timeout-duration-secs": 4,
+        "request-timeout-secs": ANSWER_SECONDS,
+        "shutdown-grace-period-secs": 1,
+        "history-backend": "none",
+        "prometheus-host": "127.0.0.1",
+        "prometheus-port": free_port(),
+        "log-level": "error",
+    }
+    given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    return [*given, "--worker-urls", *(f"http://{peer.address}:{peer.port}" for peer in peers)]
