@@ -1,6 +1,6 @@
 # llm.cluster: every target does the set-up it needs. The two to know: make demo, make test.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down check lint unit lua chaos test reference lock build clean
+.PHONY: help demo demo-down check lint unit lua chaos bench test reference lock build clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,6 +31,9 @@ lua: $(VENV)/.test ## Lua: linter, pure files under busted, the rest in a real n
 
 chaos: $(VENV)/.test ## Faults and figures at full length (about 45 minutes); make test has a short form
 	@CHAOS=full python tests/run.py chaos
+
+bench: $(VENV)/.test ## The balancer beside others (10 minutes); FULL=1: everything (hours; goes on after a stop)
+	@PYTHONPATH=tests python -m bench $(if $(FULL),full,short)
 
 test: $(VENV)/.test ## Everything: linters, unit, Lua, roles under Molecule, the demo cluster end to end
 	@python tests/run.py all

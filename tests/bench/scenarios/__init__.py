@@ -11,7 +11,7 @@
     section(rows: list[Row]) -> str                    Markdown below the heading: how it was measured, a table, plots
                                                        by name (report/plots.py); rows may be few, never none
 
-A scenario that needs something that is missing here raises MissingError in run, with one line that says what to install.
+A scenario that needs something that is missing here raises MissingError in run, with a line that says what to install.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ ORDER = (
     *("client", "overhead", "streams", "sweep", "multi_turn", "no_reuse", "scale_out", "waiting", "many_peers"),
     *("failover", "real_engine"),
 )
+
+
+def balancers(systems: list[str]) -> list[str]:
+    """All but direct, for what needs several peers."""
+    return [name for name in systems if name != "direct"]
 
 
 def names() -> list[str]:

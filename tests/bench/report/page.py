@@ -1,0 +1,111 @@
+# Copyright: (c) 2026, llm.cluster contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""docs/benchmarks.md, from the last results of each scenario."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bench import scenarios
+from bench.report import targets
+from bench.report.tables import label, plain
+from bench.store import Record, rows
+from bench.systems import REGISTRY
+from bench.workload import scale
+
+HEAD = """\
+# Benchmarks
+
+The balancer beside what one would take instead: on the same simulated engines, with the same arrivals, in one run, in
+turns. Written by `make bench` (short, about ten minutes) or `make bench FULL=1` (everything, hours; it goes on where
+it was interrupted) from `docs/benchmarks/results.json`. Do not change it by hand.
+"""
+READS = f"{1000 / scale.CHARACTERS / scale.PREFILL:,.0f}"
+READ_FIRST = f"""\
+## Read this first
+
+- **Everything shares one machine's cores**: client, balancer and simulated engines. A system that needs much processor
+  time takes it from the others, as it would not with hosts of its own. That exaggerates differences in throughput; it
+  does not create them.
+- **The engines are simulated** (`tests/simulated/fleet.py`): exact slots, exact times, a prefix cache. They say nothing
+  about real engines' speed. How near they come to llama.cpp is measured in the section on a real engine.
+- **Times are scaled** so that a run fits into minutes: {READS} tokens of a prompt are read per second, a simulated
+  token takes {scale.GAP * 1000:.0f} ms and stands for {scale.ANSWER} tokens of a real answer. A real fleet is
+  about ten times slower, so all waits are about ten times longer there, and what a balancer adds matters less.
+- **Open loop**: a request is sent when it is due, however those before it fare, and its times count from then. Nothing
+  is ever sent twice by the client.
+- Short runs have few requests: their p99 is the time of a handful. They find what is broken, not who leads by 5 %.
+"""
+
+
+def machine(run: dict[str, Any]) -> str:
+    lines = [[name, value] for name, value in run["machine"].items() if value]
+    return plain(["machine", ""], lines)
+
+
+def systems(known: dict[str, Any]) -> str:
+    """All systems with their versions, settings and what they do when all is busy or a node dies."""
+    versions: dict[str, str] = {}
+    missing: dict[str, str] = {}
+    about: dict[str, str] = {}
+    for part in known.values():
+        versions |= part["run"]["versions"]
+        missing |= part["run"]["missing"]
+        about |= part["run"]["about"]
+    lines = []
+    for name in REGISTRY:
+        if name == "direct" or name not in {**versions, **missing}:
+            continue
+        version = versions.get(name) or f"not measured: {missing[name]}"
+        lines.append([label(name), version.replace("|", "/"), about.get(name, "").replace("|", "/")])
+    return plain(["system", "version", "what it does when all is busy, and when a node dies"], lines)
+
+
+def runs(known: dict[str, Any]) -> str:
+    """When and how each scenario was measured last."""
+    lines = [
+        [scenarios.load(name).TITLE, *(str(known[name]["run"][key]) for key in ("date", "form", "command", "revision"))]
+        for name in scenarios.names()
+        if name in known
+    ]
+    return plain(["part", "measured", "form", "command", "revision"], lines)
+
+
+def left_out(part: dict[str, Any]) -> str:
+    """Points that could not be measured, and why."""
+    reasons: dict[str, str] = {}
+    for record in map(Record.read, part["points"]):
+        if record.missing or record.error:
+            why = record.missing or "failed: " + record.error.strip().splitlines()[-1]
+            reasons[f"{label(record.point.system)}: {why}"] = ""
+    return "".join(f"\n- Not measured: {reason}" for reason in reasons) + "\n" if reasons else ""
+
+
+def page(known: dict[str, Any]) -> str:
+    results = {name: rows(known, name) for name in scenarios.names() if name in known}
+    newest = max((part["run"] for part in known.values()), key=lambda run: run["date"])
+    better = targets.wins(results)
+    out = [HEAD, READ_FIRST, "## Targets\n\n" + targets.section(results)]
+    out.append(
+        "## Where another is better\n\n"
+        "By more than 5 % than our default policy, in the same setting (whoever failed requests there left out):\n\n"
+        + ("".join(f"- {line}\n" for line in better) if better else "Nowhere.\n")
+    )
+    for name, found in results.items():
+        module = scenarios.load(name)
+        text = module.section(found) if found else "Nothing could be measured.\n"
+        out.append(f"## {module.TITLE}\n\n{text}{left_out(known[name])}")
+    out.append("## The systems\n\n" + systems(known))
+    out.append("## Where and when\n\n" + machine(newest) + "\n" + runs(known))
+    return "\n".join(out)
+
+
+def write(known: dict[str, Any], folder: Path) -> None:
+    """The page and its plots, below docs/."""
+    from bench.report import plots
+
+    (folder / "benchmarks").mkdir(parents=True, exist_ok=True)
+    results = {name: rows(known, name) for name in scenarios.names() if name in known}
+    plots.write(results, folder / "benchmarks")
+    (folder / "benchmarks.md").write_text(page(known))

@@ -1,0 +1,77 @@
+# Copyright: (c) 2026, llm.cluster contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A node dies under load: what do clients notice, and for how long?"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from bench.measure.answers import summary
+from bench.measure.timeline import packed, recovery, steps
+from bench.point import Figures, Point, Row
+from bench.report.tables import order, table
+from bench.rig import nodes, rig
+from bench.scenarios import balancers
+from bench.systems import System
+from bench.workload import scale
+from bench.workload.layouts import capacity
+from bench.workload.questions import questions
+
+TITLE = "A node dies"
+NODES, SLOTS, LOAD = 5, 4, 0.8  # the four that are left can just take it all
+STREAMS = 0.5  # share of the requests
+
+
+def points(full: bool, systems: list[str]) -> list[Point]:
+    long = {"seconds": 60, "dies": 15, "back": 35} if full else {"seconds": 18, "dies": 5, "back": 11}
+    return [
+        Point.of("failover", name, round=turn, **long)
+        for turn in range(3 if full else 1)
+        for name in balancers(systems)
+    ]
+
+
+def run(point: Point, system: System, folder: Path) -> Figures:
+    specs = nodes(NODES, 77, slots=SLOTS, prefill=scale.PREFILL, gap=scale.GAP)
+    seconds, dies, back = (point.get(name) for name in ("seconds", "dies", "back"))
+    asks = questions(LOAD, capacity(specs), seconds, seed=77 + point.get("round"), streams=STREAMS)
+    with rig(system, specs, folder, apart=True) as here:
+        load = here.load(asks)
+        with load:
+            victim = here.processes[0]
+            time.sleep(max(0.0, load.began + dies - time.monotonic()))
+            victim.kill()
+            time.sleep(max(0.0, load.began + back - time.monotonic()))
+            victim.start()
+    timeline = steps(load.results, load.began, seconds + 10)
+    figures = summary(load.results)
+    not_begun = sum(not r.ok and not r.first for r in load.results) + sum(r.ending == "status" for r in load.results)
+    return {**figures, "not_begun_failed": not_begun, **recovery(timeline, dies), "timeline": packed(timeline)}
+
+
+HOW = f"""\
+{NODES} nodes with {SLOTS} slots at load {LOAD}; half of the requests are streamed. One engine is killed
+(SIGKILL) and started again later. A stream that had begun cannot be saved by anybody; it can be ended with an explicit
+error (*told*), or just end, so that a client may take a part for the whole (*silently*). *Recovered*: seconds from
+the kill until nothing fails any more and first tokens come about as soon as before.
+"""
+
+
+def section(rows: list[Row]) -> str:
+    text = HOW + "\n"
+    text += table(
+        order(rows, "round"),
+        ("round", lambda row: row.get("round") + 1),
+        ("system", ""),
+        ("failed, not begun", "not_begun_failed"),
+        ("streams cut, told", "truncated_told"),
+        ("silently", "truncated_silent"),
+        ("last failure after, s", "last_failure_s"),
+        ("recovered after, s", "recovered_s"),
+        ("first token usual, s", "usual_ttft_s"),
+        ("worst after, s", "worst_ttft_s"),
+        ("of requests", "requests"),
+        ("errors", lambda row: row.get("errors") or "none"),
+    )
+    return text + "\n![Answers and failures by half second](benchmarks/failover.svg)\n"

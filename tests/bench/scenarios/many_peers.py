@@ -1,0 +1,72 @@
+# Copyright: (c) 2026, llm.cluster contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Ten, a hundred, a thousand peers: what does it cost to choose one?"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from balancer.harness import free_port
+from bench.point import Figures, Point, Row
+from bench.report.tables import order, table
+from bench.rig import Meter
+from bench.scenarios import MissingError, balancers
+from bench.systems import Peer, System, running
+from load import wrk
+from load.stub import Stub
+
+TITLE = "Many peers"
+ROUNDS = 3
+
+
+def points(full: bool, systems: list[str]) -> list[Point]:
+    if not full:
+        return []
+    return [
+        Point.of("many_peers", name, peers=count, seconds=10)
+        for count in (10, 100, 1000)
+        for name in balancers(systems)
+    ]
+
+
+def run(point: Point, system: System, folder: Path) -> Figures:
+    if why := wrk.missing():
+        raise MissingError(why)
+    count, seconds, port = point.get("peers"), point.get("seconds"), free_port()
+    places = [(f"127.0.{80 + i // 200}.{1 + i % 200}", port) for i in range(count)]
+    peers = [Peer(f"p{i}", *place, slots=4) for i, place in enumerate(places)]
+    if why := system.unfit(peers):
+        raise MissingError(why)
+    with Stub(folder, places), running(system, peers, folder):
+        place = (system.address, system.port)
+        with Meter(system) as idle:
+            time.sleep(seconds / 2)
+        one = [wrk.wrk(place, folder, 1024, 1, seconds) for _ in range(ROUNDS)]
+        with Meter(system) as meter:
+            many = wrk.wrk(place, folder, 1024, 32, seconds)
+    return {
+        "idle_core_percent": 100 * idle.used / idle.passed,
+        "p50_ms": min(each.half for each in one),
+        "p99_ms": min(each.most for each in one),
+        "per_s": many.rate,
+        "cpu_ms": 1000 * meter.used / max(1, many.requests),
+        "bad": many.bad + sum(each.bad for each in one),
+    }
+
+
+def section(rows: list[Row]) -> str:
+    return (
+        "So many peers with 4 slots each, which answer at once; bodies of 1 kB, wrk. *Idle* is what the probes of all "
+        "peers' health cost (each 2 s, where a system probes).\n\n"
+    ) + table(
+        order(rows, "peers"),
+        ("peers", "peers"),
+        ("system", ""),
+        ("p50, 1 connection, ms", "p50_ms"),
+        ("p99, ms", "p99_ms"),
+        ("requests/s, 32 connections", "per_s"),
+        ("processor time of a request, ms", "cpu_ms"),
+        ("idle, % of a core", "idle_core_percent"),
+        ("failed", "bad"),
+    )

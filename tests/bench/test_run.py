@@ -1,0 +1,159 @@
+# Copyright: (c) 2026, llm.cluster contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A run goes on where it was ended, and its results become the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench import __main__ as command
+from bench import scenarios
+from bench.plan import SHORT, plan, turns
+from bench.point import Figures, Point
+from bench.report import page, targets
+from bench.store import Published, Record, Run, rows
+from bench.systems import REGISTRY
+
+ALL = ["direct", *(name for name in REGISTRY if name != "direct")]
+HEAD = {
+    "form": "short",
+    "date": "2026-01-01 00:00 UTC",
+    "command": "make bench",
+    "revision": "abc",
+    "machine": {"processor": "2 cores"},
+    "versions": {"affinity": "1"},
+    "about": {"affinity": "It waits."},
+    "missing": {"haproxy": "it is not installed"},
+}
+
+
+def test_systems_take_turns_at_being_first() -> None:
+    points = [Point.of("s", system, load=load) for load in (1, 2, 3) for system in ("a", "b")]
+    assert [(p.get("load"), p.system) for p in turns(points)] == [
+        *((1, "a"), (1, "b"), (2, "b"), (2, "a")),
+        *((3, "a"), (3, "b")),
+    ]
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_every_point_of_a_plan_has_a_key_of_its_own(full: bool) -> None:
+    points = plan(full, ALL, scenarios.names() if full else list(SHORT))
+    assert len({point.key for point in points}) == len(points)
+    assert {point.scenario for point in points} == set(scenarios.names() if full else SHORT)
+
+
+def test_a_run_goes_on_after_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None:
+    points = [Point.of("s", "a", load=load) for load in (1, 2, 3)]
+    run = Run(tmp_path / "run.jsonl")
+    run.begin(HEAD)
+    run.add(Record(points[0], {"x_s": 1.5}))
+    run.add(Record(points[1], {"x_s": 2.5}))
+    whole = run.file.read_text()
+    run.file.write_text(whole[:-20])
+    again = Run(run.file)
+    assert again.head == HEAD
+    assert again.left(points) == points[1:]
+    again.write()
+    again.add(Record(points[1], {}, error="it broke"))
+    last = Run(run.file)
+    assert last.left(points) == points[1:], "what failed is tried again"
+    assert last.records[points[0].key].figures == {"x_s": 1.5}
+
+
+def test_results_of_a_scenario_are_replaced_as_a_whole(tmp_path: Path) -> None:
+    published = Published(tmp_path / "results.json")
+    for name, load in (("old", 1), ("new", 2)):
+        run = Run(tmp_path / f"{name}.jsonl")
+        run.begin({**HEAD, "form": name})
+        run.add(Record(Point.of("client", "direct", load=load), {"x_s": load}))
+        published.take(run)
+    known = published.read()
+    assert [row.get("load") for row in rows(known, "client")] == [2]
+    assert known["client"]["run"]["form"] == "new"
+
+
+def invented(point: Point) -> Figures:
+    """Plausible figures of any scenario, for the page's own sake."""
+    names = [
+        *(f"{size}kB_{many}{rest}" for size in (1, 16, 64) for many in (1, 32) for rest in OVERHEAD),
+        *("plain_per_s", "wrk_per_s", "tokens_per_s", "gap_p99_ms", "direct_gap_p99_ms", "ttft_p99_ms"),
+        *("direct_ttft_p99_ms", "cpu_ms_per_token", "failed", "requests", "wait_mean_s", "wait_p95_s", "wait_p99_s"),
+        *("ideal_p99_s", "wait_p99_ratio", "ttft_mean_s", "ttft_p50_s", "ttft_p95_s", "ttft_p99_s", "goodput_percent"),
+        *("goodput_per_s", "hit_rate", "busy", "answered_per_s", "waiting", "core_percent", "kilobytes_each"),
+        *("idle_core_percent", "p50_ms", "p99_ms", "per_s", "cpu_ms", "bad", "not_begun_failed", "truncated_told"),
+        *("truncated_silent", "last_failure_s", "recovered_s", "usual_ttft_s", "worst_ttft_s"),
+    ]
+    value = 1.0 + ALL.index(point.system)
+    timeline = json.dumps([[5, 0, 0, 0.1], [3, 1, 1, None]] * 20)
+    return {**dict.fromkeys(names, value), "failed": 0, "errors": "", "refused": "none", "timeline": timeline}
+
+
+OVERHEAD = ("_direct_p50_ms", "_direct_p99_ms", "_p50_ms", "_p99_ms", "_per_s", "_cpu_ms", "_bad")
+# These two say something about real programs, and have tests of their own.
+OWN = {"real_engine", "provisioning"}
+
+
+@pytest.fixture(params=[False, True], ids=["short", "full"])
+def known(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    run = Run(tmp_path / "run.jsonl")
+    run.begin(HEAD)
+    names = [name for name in scenarios.names() if name not in OWN] if request.param else list(SHORT)
+    for point in plan(request.param, ALL, names):
+        if point.system == "litellm":
+            run.add(Record(point, {}, missing="there is no snake here"))
+        else:
+            run.add(Record(point, invented(point)))
+    Published(tmp_path / "results.json").take(run)
+    return Published(tmp_path / "results.json").read()
+
+
+def test_the_page_has_all_that_was_measured(known: dict[str, Any], tmp_path: Path) -> None:
+    page.write(known, tmp_path)
+    text = (tmp_path / "benchmarks.md").read_text()
+    for name in known:
+        assert f"\n## {scenarios.load(name).TITLE}\n" in text
+    assert "there is no snake here" in text
+    assert "it is not installed" in text
+    for line in text.splitlines():
+        if line.startswith("!["):
+            plot = tmp_path / line.rpartition("(")[2].rstrip(")")
+            assert plot.read_text().startswith("<?xml"), line
+
+
+def test_the_same_results_make_the_same_files(known: dict[str, Any], tmp_path: Path) -> None:
+    made = []
+    for name in ("a", "b"):
+        page.write(known, tmp_path / name)
+        made.append({file.name: file.read_bytes() for file in sorted((tmp_path / name).rglob("*.*"))})
+    assert made[0] == made[1]
+
+
+def test_targets_that_are_missed_are_said_to_be(known: dict[str, Any]) -> None:
+    results = {name: rows(known, name) for name in known}
+    verdicts = {target.wanted: target.verdict for target in targets.targets(results)}
+    assert verdicts["the same: shorter than HAProxy's"] == "met"
+    assert verdicts["a node dies: no request fails that had not begun"] == "**not met**"
+    assert verdicts["throughput: at least 50 times LiteLLM's, at every size"] == "not measured"
+
+
+def test_whoever_is_better_is_named(known: dict[str, Any]) -> None:
+    results = {name: rows(known, name) for name in known}
+    found = "\n".join(targets.wins(results))
+    # Invented figures grow from system to system: what should be high is higher with the others.
+    assert "requests/s, 16 kB, 32 connections" in found
+    assert "latency p50, 16 kB" not in found
+
+
+def test_a_point_that_fails_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_: object) -> Figures:
+        raise RuntimeError("the engine caught fire")
+
+    monkeypatch.setattr(scenarios.load("client"), "run", breaks)
+    monkeypatch.setattr(command, "WORK", tmp_path)
+    run = Run(tmp_path / "run.jsonl")
+    run.begin(HEAD)
+    assert command.perform([Point.of("client", "direct", seconds=1)], run) == 1
+    assert "the engine caught fire" in Run(run.file).records["client/direct/seconds=1"].error
