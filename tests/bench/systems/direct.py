@@ -10,7 +10,7 @@ from bench.systems.base import Peer, System
 
 
 class Direct(System):
-    """All slots busy: the engine itself lets requests wait. Its peer dies: everything fails."""
+    """All slots busy: the engine itself lets requests wait. The node dies: everything fails."""
 
     name = "direct"
 

@@ -15,7 +15,9 @@ from bench.systems.base import ANSWER_SECONDS, QUEUE_SECONDS, WORKERS, Peer, Pro
 # `timeout queue`; abortonclose drops those whose client left; leastconn is for long sessions; retry-on with redispatch
 # tries a request on another server if its body is still in the buffer, so that is as large as bodies are here;
 # http-reuse always is safe with retries on empty responses; observe with on-error takes a server out at the first
-# refused connection; shutdown-sessions ends what hangs on a server that was marked down.
+# refused connection (without it leastconn goes on choosing the dead one, which has the fewest, until the retries are
+# used up: 503); shutdown-sessions ends what hangs on a server that was marked down (without it requests wait on a hung
+# engine for the whole `timeout server`).
 CONFIGURATION = """
 global
     maxconn 8000
@@ -53,10 +55,15 @@ CHOICE = """    option http-buffer-request
 
 
 class HAProxy(System):
-    """All slots busy: requests wait in one queue per backend, first come, first served; 503 after the time. A node
-    dies: the first refused connection takes it out, and what it had not begun to answer is tried elsewhere; a stream
-    just ends. Each group of peers that serve the same models is a backend; a peer that is in two groups has its slots
-    in both, as servers of different backends cannot share a limit."""
+    """All slots busy: requests wait in one queue per backend, first come, first served; 503 after the time.
+
+    A node dies: the first refused connection takes it out, which ends the one request that met it without an answer;
+    what the node had not begun to answer is tried elsewhere; a stream just ends. A node hangs: it is out after two
+    probes (4.5 s), and what waited on it is tried elsewhere.
+
+    Each group of peers that serve the same models is a backend; a peer that is in two groups has its slots in both, as
+    servers of different backends cannot share a limit.
+    """
 
     name = "haproxy"
     label = "HAProxy, leastconn"

@@ -52,9 +52,12 @@ http {{
 
 
 class NginxPlain(System):
-    """All slots busy: 502 at once, because only the commercial nginx has a queue. A node dies: the first refused
-    connection goes on to the next peer and keeps the dead one out for 10 s; a request in its hands is tried elsewhere
-    if nothing of the answer has come; a stream just ends."""
+    """All slots busy: 502 at once, because only the commercial nginx has a queue.
+
+    A node dies: the first refused connection goes on to the next peer and keeps the dead one out for 10 s; a request in
+    its hands is tried elsewhere if nothing of the answer has come; a stream just ends. A node hangs: as many requests as
+    make it look the busiest wait on it for the whole read time-out, because nothing probes it.
+    """
 
     name = "nginx_plain"
     label = "nginx, least_conn, max_conns"
@@ -96,8 +99,11 @@ class NginxPlain(System):
 
 
 class NginxEngineQueue(NginxPlain):
-    """The same without max_conns. All slots busy: requests are spread all the same and wait inside the engines, each on
-    the peer that it was given to. A node dies: as above."""
+    """The same without max_conns.
+
+    All slots busy: requests are spread all the same and wait inside the engines, each on the peer that it was given to.
+    A node dies or hangs: as with max_conns.
+    """
 
     name = "nginx_engine_queue"
     label = "nginx, least_conn"

@@ -13,9 +13,12 @@ from bench.systems.base import ANSWER_SECONDS, QUEUE_SECONDS, WORKERS, Peer, Sys
 
 
 class Ours(System):
-    """All slots busy: requests wait in one queue per set of peers, first come, first served, and are placed when a slot
-    is free; 503 after the time. A node dies: what had not started goes back with its old place and is placed elsewhere;
-    streams under way end with an error event."""
+    """All slots busy: requests wait in one queue per set of peers, first come, first served, and are placed once a slot
+    is free; 503 after the time.
+
+    A node dies: the first refused connection takes it out, what had not started goes back with its old place and is
+    placed elsewhere; streams under way end with an error event. A node hangs: the same once two probes failed (4 s).
+    """
 
     policy = ""
 
