@@ -40,7 +40,7 @@ defaults
     http-reuse always
     option httpchk GET /health
     http-check expect status 200
-    default-server check inter 2s fall 2 rise 2 observe layer4 error-limit 1 on-error mark-down
+    default-server check inter 2s fastinter 500ms fall 2 rise 2 observe layer4 error-limit 1 on-error mark-down
     default-server on-marked-down shutdown-sessions
 
 frontend clients

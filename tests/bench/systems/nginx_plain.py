@@ -54,9 +54,9 @@ http {{
 class NginxPlain(System):
     """All slots busy: 502 at once, because only the commercial nginx has a queue.
 
-    A node dies: the first refused connection goes on to the next peer and keeps the dead one out for 10 s; a request in
-    its hands is tried elsewhere if nothing of the answer has come; a stream just ends. A node hangs: as many requests as
-    make it look the busiest wait on it for the whole read time-out, because nothing probes it.
+    A node dies: the first refused connection goes on to the next peer and keeps the dead one out for 10 s; a request
+    in its hands is tried elsewhere if nothing of the answer has come; a stream just ends. A node hangs: as many
+    requests as make it look the busiest wait on it for the whole read time-out, because nothing probes it.
     """
 
     name = "nginx_plain"

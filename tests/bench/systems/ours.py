@@ -17,7 +17,8 @@ class Ours(System):
     is free; 503 after the time.
 
     A node dies: the first refused connection takes it out, what had not started goes back with its old place and is
-    placed elsewhere; streams under way end with an error event. A node hangs: the same once two probes failed (4 s).
+    placed elsewhere; streams under way end with an error event. A node hangs: the same once two probes failed (4 s),
+    but streams under way are given 30 s.
     """
 
     policy = ""
