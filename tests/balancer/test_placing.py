@@ -27,6 +27,17 @@ def by_peer(answers: list[Answer]) -> collections.Counter:
     return collections.Counter(answer.json["from"] for answer in answers)
 
 
+def sessions(balancer: Balancer, *names: str) -> list[dict[str, str]]:
+    """For each of these peers headers that lead to it."""
+    found: dict[str, dict[str, str]] = {}
+    for i in range(40):
+        headers = {"X-LLM-Session": f"{time.monotonic()} {i}"}
+        found[balancer.chat(headers=headers).json["from"]] = headers
+        if set(names) <= set(found):
+            return [found[name] for name in names]
+    raise AssertionError(f"requests went only to {set(found)}")
+
+
 # Slots and weights
 
 
@@ -306,16 +317,31 @@ def test_a_peer_that_was_dead_already_is_not_the_second_that_a_request_fails_at(
     own_balancer: MakeBalancer, engine: MakeEngine
 ) -> None:
     """The pool's connection to it still looks well: the request would go out on it and break off."""
-    balancer, session, limits = own_balancer(workers=1), {"X-LLM-Session": "s"}, {"probe_interval": 60}
+    balancer = own_balancer(workers=1)
     first, dead, spare = engine("first"), engine("dead", drop_reused=True), engine("spare", peer={"backup": True})
-    balancer.put(table(first, limits=limits))
-    assert balancer.chat(headers=session).status == 200  # so it is the session's peer
-    balancer.put(table(dead, limits=limits))
-    assert balancer.chat().status == 200  # so a connection to it is in the pool
+    limits = {"probe_interval": 60}
+    balancer.put(table(first, spare, limits=limits))
+    (to_first,) = sessions(balancer, "first")
     balancer.put(table(first, dead, spare, limits=limits))
+    sessions(balancer, "dead")  # one request: its connection is in the pool
     first.mode = "die"
     dead.stop_listening()
-    assert balancer.chat(headers=session).json["from"] == "spare"
+    assert balancer.chat(headers=to_first).json["from"] == "spare"
+
+
+def test_who_was_at_a_peer_that_died_does_not_go_to_another_that_may_be_dying(
+    balancer: Balancer, engine: MakeEngine
+) -> None:
+    """That one has just broken off with another request, and nobody knows yet whether it lives."""
+    one, two = engine("one"), engine("two")
+    balancer.put(table(one, two))
+    to_one, to_two = sessions(balancer, "one", "two")
+    two.mode = "die"
+    assert balancer.chat(headers=to_two).json["from"] == "one"
+    one.mode, two.mode = "die", "ok"
+    started = time.monotonic()
+    assert balancer.chat(headers=to_one).json["from"] == "two"
+    assert 0.5 < time.monotonic() - started < 1.5
 
 
 # Probes

@@ -35,7 +35,7 @@ local REFUSED = "connection refused"
 
 local KEYS = {
     "health", "why", "since", "failures", "successes", "flaps", "hold", "resting", "returned", "lacks", "cold", "slow", "judged",
-    "good", "strikes", "spared", "suspected", "checked", "canary",
+    "good", "strikes", "spared", "suspected", "checked", "canary", "broke",
 }
 
 local function dict()
@@ -265,6 +265,15 @@ local function strike(peer, why)
         ngx.log(ngx.WARN, "peer ", id, " stays though requests fail there, as too few would be left: ", why)
     end
     d:delete("ejecting")
+end
+
+--- A connection broke with a request in the peer's hands, which may be dying of it: for a moment it still takes connections.
+function M.broke(peer)
+    dict():set("broke:" .. peer.id, true, SUSPICION)
+end
+
+function M.may_be_dying(id)
+    return dict():get("broke:" .. id) ~= nil
 end
 
 --- A request failed at the peer; whether that is the peer's fault shows elsewhere, which takes a moment. Meanwhile a peer that

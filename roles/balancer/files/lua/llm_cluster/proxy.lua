@@ -258,6 +258,9 @@ local function serve_once(ctx)
     ctx.peer = peer.name
     claims.remember_prefix(ctx, peer, view)
     local outcome = attempt.run(ctx, peer, view.limits)
+    if outcome.kind == "died" or outcome.kind == "closed" then
+        health.broke(peer) -- before somebody else gets the slot
+    end
     release(ctx, MAY_GO_ON[outcome.kind] and not ctx.relaying)
     if conclude(ctx, peer, outcome) then
         return true

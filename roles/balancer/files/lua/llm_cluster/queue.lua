@@ -45,8 +45,13 @@ end
 
 -- Matching
 
+--- Suspects at the peer; what it just broke off with is one, too.
+local function suspects(id)
+    return slots.suspects(id) + (health.may_be_dying(id) and 1 or 0)
+end
+
 -- As placement wants it; used anew for every match.
-local fleet = { busy = slots.busy, suspects = slots.suspects, usable = health.usable_slots }
+local fleet = { busy = slots.busy, suspects = suspects, usable = health.usable_slots }
 
 local function fleet_now(view)
     fleet.now, fleet.policy, fleet.health, fleet.drained = ngx.now(), view.table.policy, health.snapshot(), view.drained
