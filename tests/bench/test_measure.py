@@ -16,7 +16,7 @@ from simulated.fleet import Spec
 
 
 def done(due: float, token: float = 0.1, total: float = 0.5, **fields: Any) -> Result:
-    fields = {"tag": f"q{due}", "status": 200, "ending": "done", "first": token, **fields}
+    fields = {"tag": f"q{due}", "status": 200, "ending": "done", "first": token, "tokens": 1, **fields}
     return Result(f"r{due}", due, token=token, total=total, **fields)
 
 

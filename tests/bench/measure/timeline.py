@@ -17,7 +17,7 @@ CALM = 3  # steps that must be well, so that it counts as recovered
 
 @dataclasses.dataclass
 class Step:
-    """Half a second. failed: not begun when they failed; cut: streams that broke. ttft: mean, of those due in it."""
+    """Half a second. failed: not begun when they failed; cut: streams that broke. ttft: mean, of streams due in it."""
 
     answered: int = 0
     failed: int = 0
@@ -40,7 +40,8 @@ def steps(results: list[Result], began: float, seconds: float) -> list[Step]:
         step = at(result.due + result.total)
         if result.ok:
             step.answered += 1
-            at(result.due).first.append(result.token)
+            if result.tokens:
+                at(result.due).first.append(result.token)
         elif broken(result):
             step.cut += 1
         else:

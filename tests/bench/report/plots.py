@@ -79,7 +79,7 @@ def systems(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row.system for row in order(rows)))
 
 
-def panels(count: int, width: float = 4.4, height: float = 3.2) -> tuple[Figure, list[Axes]]:
+def panels(count: int, width: float = 4.4, height: float = 3.7) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(width * count, height), layout="constrained")
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
@@ -88,6 +88,12 @@ def line(axes: Axes, system: str, points: list[tuple[float, float]]) -> None:
     colour, marker, dashes, _ = STYLES.get(system, OTHER)
     xs, ys = zip(*sorted(points), strict=True)
     axes.plot(xs, ys, color=colour, marker=marker, linestyle=dashes, label=label(system), markersize=5, linewidth=1.3)
+
+
+def explained(figure: Figure, axes: Axes) -> Figure:
+    """With a legend of these axes' lines below, where it hides none."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7)
+    return figure
 
 
 def bars(axes: Axes, names: list[str], values: list[float], text: str) -> None:
@@ -133,8 +139,7 @@ def sweep(rows: list[Row], said: str) -> Figure:
     for axes in (left, right):
         axes.set_xlabel("load, part of the capacity")
     figure.suptitle(said, fontsize=9)
-    left.legend(fontsize=7)
-    return figure
+    return explained(figure, left)
 
 
 def multi_turn(rows: list[Row]) -> Figure:
@@ -165,14 +170,13 @@ def scale_out(rows: list[Row]) -> Figure:
         here.set_title(str(work), fontsize=9)
         here.set_xlabel("nodes")
         here.set_ylabel("answers per second")
-        here.legend(fontsize=7)
-    return figure
+    return explained(figure, axes[0])
 
 
 def failover(rows: list[Row]) -> Figure:
     """The first round: answers as steps, failures below the line."""
     first = {row.system: row for row in order([row for row in rows if row.get("round") == 0])}
-    figure = Figure(figsize=(7.5, 1.3 * len(first) + 0.6), layout="constrained")
+    figure = Figure(figsize=(7.5, 1.1 * len(first) + 0.9), layout="constrained")
     all_axes = figure.subplots(len(first), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for axes, (name, row) in zip(all_axes, first.items(), strict=True):
         steps = json.loads(row.get("timeline"))[: int((row.get("seconds") + 3) / STEP)]
@@ -189,14 +193,9 @@ def failover(rows: list[Row]) -> Figure:
         axes.axhline(0, color="black", linewidth=0.6)
         axes.set_title(label(name), fontsize=9, loc="left")
         axes.set_ylabel(f"per {STEP} s")
-    top = all_axes[0].get_ylim()[1]
-    row = next(iter(first.values()))
-    all_axes[0].annotate(
-        "dies", (row.get("dies"), top), ha="right", va="top", fontsize=8, xytext=(-3, 0), textcoords="offset points"
-    )
-    all_axes[0].annotate(
-        "is back", (row.get("back"), top), va="top", fontsize=8, xytext=(3, 0), textcoords="offset points"
-    )
+    row, above = next(iter(first.values())), all_axes[0].get_xaxis_transform()
+    for name, text in (("dies", "dies"), ("back", "is back")):
+        all_axes[0].text(row.get(name), 1.03, text, transform=above, ha="center", fontsize=8)
     all_axes[-1].set_xlabel("seconds")
-    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3, fontsize=7)
+    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7)
     return figure

@@ -19,7 +19,7 @@ from bench.workload.layouts import capacity
 from bench.workload.questions import questions
 
 TITLE = "A node dies"
-NODES, SLOTS, LOAD = 5, 4, 0.8  # the four that are left can just take it all
+NODES, SLOTS, LOAD = 8, 2, 0.8  # those that are left can take it all: their load is 0.91
 STREAMS = 0.5  # share of the requests
 
 
@@ -54,7 +54,8 @@ HOW = f"""\
 {NODES} nodes with {SLOTS} slots at load {LOAD}; half of the requests are streamed. One engine is killed
 (SIGKILL) and started again later. A stream that had begun cannot be saved by anybody; it can be ended with an explicit
 error (*told*), or just end, so that a client may take a part for the whole (*silently*). *Recovered*: seconds from
-the kill until nothing fails any more and first tokens come about as soon as before.
+the kill until nothing fails any more and first tokens of streams come about as soon as before. The load of the nodes
+that are left is {LOAD * NODES / (NODES - 1):.2f}.
 """
 
 

@@ -49,6 +49,7 @@ def conversations(  # noqa: PLR0917 a load has that many sides
     while True:
         rate = load * capacity / (sum(map(cost, chats)) / len(chats))
         if len(chats) >= rate * seconds:
+            del chats[max(1, round(rate * seconds)) :]
             break
         chats += [
             conversation(len(chats) + i, turns, source) for i in range(max(1, round(rate * seconds) - len(chats)))

@@ -48,7 +48,7 @@ def questions(  # noqa: PLR0917 a load has that many sides
     The mean work is that of the very questions asked, so the load is exact in work, and random in time only.
     """
     source = random.Random(seed)
-    # About as many as will be needed; how many are is known once their work is.
+    # How many are needed is known once their work is.
     count = 50
     asks: list[Ask] = []
     while True:
@@ -58,6 +58,7 @@ def questions(  # noqa: PLR0917 a load has that many sides
             asks.append(question(f"q{len(asks)}", source, model, source.random() < streams))
         rate = load * capacity / (sum(work(ask) for ask in asks) / len(asks))
         if count >= rate * seconds:
+            del asks[max(1, round(rate * seconds)) :]
             break
         count = round(rate * seconds) + 1
     for ask, due in zip(asks, itertools.islice(bursty(rate, cv, seed), len(asks)), strict=True):
