@@ -42,8 +42,9 @@ reference: $(VENV)/.test ## Write docs/reference.md and the commands in docs/cli
 	@python docs/generate_reference.py
 	@PYTHONPATH=cli python docs/generate_cli.py
 
-build: $(VENV)/.test ## The collection's tarball, in .build/
+build: $(VENV)/.test ## The collection's tarball, and the wheel of llm cluster, in .build/
 	@ansible-galaxy collection build --force --output-path .build
+	@cd cli && python -m hatchling build -t wheel -d ../.build
 
 lock: $(VENV)/.test ## Write tests/constraints.txt anew from the ranges in pyproject.toml
 	@tests/prepare lock

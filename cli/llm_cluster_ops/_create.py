@@ -11,6 +11,7 @@ import secrets
 import shutil
 import subprocess
 import tempfile
+import textwrap
 from pathlib import Path
 
 from . import _folder
@@ -19,8 +20,12 @@ from ._inventory import BALANCERS, CLIENTS, HOST_NAME, NODES, Node, dump, load
 
 NODES_TEXT = """\
 ---
-# The hosts of this cluster. llm cluster add-node and remove-node edit the hosts of llm_nodes, and host_vars/NODE.yml;
-# everything else here and in group_vars is yours.
+# The hosts of this cluster and its models. llm cluster add-node and remove-node edit the hosts of llm_nodes, and
+# host_vars/NODE.yml; llm cluster load adds to llm_models. Everything else here and in group_vars is yours.
+all:
+  vars:
+    # The models that every node serves. With Ollama the name is the registry's.
+{models}
 {nodes}:
   hosts:
 # nginx, in front of the nodes. Needs no GPU and little memory.
@@ -35,7 +40,7 @@ ANSIBLE_CFG = """\
 [defaults]
 inventory = .
 # What the playbooks write beside the inventory is none.
-inventory_ignore_patterns = ^models\\.lock\\.yml$, ^result\\.json$
+inventory_ignore_patterns = {written}
 # Outside this folder, so that it is never committed. Any file or program that gives the password can take its place.
 vault_password_file = {password_file}
 forks = 50
@@ -74,14 +79,20 @@ def example(path: str) -> str:
     return (_folder.collection() / "inventories" / "example" / path).read_text(encoding="utf-8")
 
 
-def main_variables(user: str) -> str:
-    """Return ``group_vars/all/main.yml``: the example's, with the user to log in as."""
-    text, times = re.subn(
-        r"^ansible_user: .*$", f"ansible_user: {user}", example("group_vars/all/main.yml"), flags=re.M
+def main_variables(user: str) -> tuple[str, str]:
+    """Return ``group_vars/all/main.yml``, and the lines with the models, which belong into nodes.yml.
+
+    Both are the example's, with the user to log in as.
+    """
+    text = example("group_vars/all/main.yml")
+    text, users = re.subn(r"^ansible_user: .*$", f"ansible_user: {user}", text, flags=re.M)
+    models = re.search(r"^# The models that .*\n(?P<list>llm_models:\n(?: .*\n)+)", text, re.M)
+    if users != 1 or not models:
+        raise ClusterError("The collection's example inventory is not the one this program knows: install again.")
+    told = (
+        "# The models are in nodes.yml, where llm cluster load can add to them. Set here, llm_models is yours alone.\n"
     )
-    if times != 1:
-        raise ClusterError("The collection's example inventory has no ansible_user: install again.")
-    return text
+    return text.replace(models[0], told), textwrap.indent(models["list"].rstrip(), "    ")
 
 
 def vault_variables() -> str:
@@ -141,14 +152,17 @@ def create(folder: Path, name: str, user: str, balancer: Node | None) -> Path:
         (staging / "group_vars" / "all").mkdir(parents=True)
         (staging / "host_vars").mkdir()
         host = f"\n    {balancer.name}:" if balancer else ""
+        main, models = main_variables(user)
         (staging / _folder.NODES_FILE).write_text(
-            NODES_TEXT.format(nodes=NODES, balancers=BALANCERS, clients=CLIENTS, balancer=host), encoding="utf-8"
+            NODES_TEXT.format(nodes=NODES, balancers=BALANCERS, clients=CLIENTS, balancer=host, models=models),
+            encoding="utf-8",
         )
         if balancer and balancer.variables():
             (staging / "host_vars" / f"{balancer.name}.yml").write_text("---\n" + dump(balancer.variables()))
-        (staging / "group_vars" / "all" / "main.yml").write_text(main_variables(user), encoding="utf-8")
+        (staging / "group_vars" / "all" / "main.yml").write_text(main, encoding="utf-8")
+        written = ", ".join(_folder.WRITTEN)
         (staging / "ansible.cfg").write_text(
-            ANSIBLE_CFG.format(password_file=shown_path(password), name=name), encoding="utf-8"
+            ANSIBLE_CFG.format(password_file=shown_path(password), name=name, written=written), encoding="utf-8"
         )
         encrypt(vault_variables(), staging / "group_vars" / "all" / "vault.yml", staging / "ansible.cfg")
         (staging / ".gitignore").write_text(GITIGNORE, encoding="utf-8")

@@ -14,6 +14,8 @@ from ._errors import ClusterError, UsageError
 
 NODES_FILE = "nodes.yml"
 VARIABLE = "LLM_CLUSTER_DIR"
+# What the playbooks write beside the inventory is none, whatever an operator's ansible.cfg says: patterns for Ansible.
+WRITTEN = (r"^models\.lock\.yml$", r"^result\.json$")
 
 
 def find(given: str | Path | None = None) -> Path:
@@ -56,12 +58,34 @@ def collections_path() -> Path:
     checkout = Path(__file__).resolve().parents[2]
     if (checkout / "galaxy.yml").is_file():
         return checkout / "collections"
-    raise ClusterError(f"The collection is missing from {bundled}. Install again: llm install -U llm-cluster-ops")
+    raise ClusterError(f"The collection is missing from {bundled}. Install llm-cluster-ops again (docs/cli.md).")
 
 
 def collection() -> Path:
     """Return the collection's own folder."""
     return collections_path() / "ansible_collections" / "llm" / "cluster"
+
+
+def ansible_settings(folder: Path) -> dict[str, str]:
+    """Return the environment in which Ansible works on a cluster: its ansible.cfg, our collection."""
+    paths = [str(collections_path()), "~/.ansible/collections", "/usr/share/ansible/collections"]
+    made = {
+        "ANSIBLE_COLLECTIONS_PATH": ":".join(paths),
+        "ANSIBLE_INVENTORY_IGNORE_REGEX": ",".join([*ignored(folder), *WRITTEN]),
+        "ANSIBLE_NOCOLOR": "1",
+    }
+    if (folder / "ansible.cfg").is_file():
+        made["ANSIBLE_CONFIG"] = str(folder / "ansible.cfg")
+    return made
+
+
+def ignored(folder: Path) -> list[str]:
+    """Return what else a cluster's ansible.cfg says is no inventory, although it lies there."""
+    settings = configparser.ConfigParser(interpolation=None, strict=False)
+    settings.read(folder / "ansible.cfg", encoding="utf-8")
+    places = (("defaults", "inventory_ignore_patterns"), ("inventory", "ignore_patterns"))
+    listed = next((found for section, name in places if (found := settings.get(section, name, fallback=""))), "")
+    return [pattern.strip() for pattern in listed.split(",") if pattern.strip() and pattern.strip() not in WRITTEN]
 
 
 def program(name: str) -> Path:
@@ -70,8 +94,8 @@ def program(name: str) -> Path:
         if os.access(folder / name, os.X_OK):
             return folder / name
     raise ClusterError(
-        f"{name} is missing beside {sys.executable}. It belongs to ansible-core: install again with "
-        "llm install -U llm-cluster-ops"
+        f"{name} is missing beside {sys.executable}. It belongs to ansible-core, which comes with llm-cluster-ops: "
+        "install that again (docs/cli.md)."
     )
 
 

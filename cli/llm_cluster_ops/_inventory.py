@@ -27,7 +27,8 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.scalarstring import SingleQuotedScalarString
 
 from ._errors import ClusterError, UsageError, near
-from ._folder import NODES_FILE, is_vault
+from ._folder import NODES_FILE, ignored, is_vault
+from ._folder import WRITTEN as WRITTEN_BY_PLAYBOOKS
 
 NODES, BALANCERS, CLIENTS = "llm_nodes", "llm_balancers", "llm_clients"
 LOCK_FILE = ".nodes.lock"
@@ -218,12 +219,26 @@ def read(folder: Path) -> Inventory:
     from ansible.inventory.manager import InventoryManager
     from ansible.parsing.dataloader import DataLoader
 
-    for file in sorted((*folder.glob("*.yml"), *folder.glob("*.yaml"))):
-        load(text_of(file), file)
+    sources = inventory_files(folder)
+    for file in sources:
+        if file.suffix in (".yml", ".yaml"):
+            load(text_of(file), file)
     parse(folder / NODES_FILE)
     with quiet_display():
-        manager = InventoryManager(loader=DataLoader(), sources=[str(folder)])
+        manager = InventoryManager(loader=DataLoader(), sources=[str(source) for source in sources])
     return to_inventory(manager._inventory)
+
+
+def inventory_files(folder: Path) -> list[Path]:
+    """Return what in a cluster's folder is inventory, by its own ansible.cfg rather than that of this process."""
+    from ansible.inventory.manager import IGNORED
+
+    own = re.compile("|".join([*ignored(folder), *WRITTEN_BY_PLAYBOOKS]))
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if not IGNORED.search(path.name.encode()) and not own.search(path.name)
+    ]
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 from . import _folder
 from ._errors import DONE, DRIFT, FAILED, UNREACHABLE, ClusterError, RunFailedError
+from ._processes import Process, below, end
 
 # What a playbook gets of the user's environment; LC_* besides.
 ALLOWED = {
@@ -66,7 +67,7 @@ QUESTIONS = {
     r"[Vv]ault password.*:\s*$": "",
 }
 # Playbooks that messages name, and their commands where those have another name.
-NAMED = ("site", "verify", "status", "stats", "lock", "drift", "sync", "drain", "resume")
+NAMED = ("site", "verify", "status", "stats", "load", "lock", "drift", "sync", "drain", "resume")
 COMMANDS_OF = {"site": "deploy"}
 # How long Ansible has to end by itself once it was told to.
 GRACE = 30.0
@@ -90,6 +91,9 @@ CAUSES = {
         "IDENTIFICATION HAS CHANGED",
     ),
 }
+
+
+Results = Callable[[str, Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -211,11 +215,14 @@ class Silent:
 class Recorder:
     """Makes of Ansible's events what a run has to tell."""
 
-    def __init__(self, run: Run, watcher: Watcher, log: Any, show_diff: bool = False) -> None:
+    def __init__(
+        self, run: Run, watcher: Watcher, log: Any, show_diff: bool = False, results: Results | None = None
+    ) -> None:
         self.run = run
         self.watcher = watcher
         self.log = log
         self.show_diff = show_diff
+        self.results = results
         self.pid: int | None = None
         self.play = ""
         self.shows = False
@@ -229,7 +236,7 @@ class Recorder:
             self.log.flush()
             self.recent = [*self.recent[-40:], *text.splitlines()]
         data = event.get("event_data") or {}
-        self.pid = data.get("pid") or self.pid
+        self.pid = event.get("pid") or self.pid
         if data.get("play"):
             self.play = str(data["play"])
         kind = str(event.get("event"))
@@ -258,6 +265,8 @@ class Recorder:
         if kind == "runner_on_ok":
             state.ok += 1
             state.changed += bool(result.get("changed"))
+            if self.results:
+                self.results(host, result)
             if str(data.get("task_action", "")).endswith("debug") and "msg" in result:
                 self.message(result["msg"])
         elif kind == "runner_on_failed" and not data.get("ignore_errors"):
@@ -367,6 +376,7 @@ class Stopper:
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
         self.asked = 0.0
+        self.processes: set[Process] = set()
 
     def signalled(self, *_arguments: Any) -> None:
         """Take Ctrl-C or a request to end."""
@@ -378,6 +388,8 @@ class Stopper:
         else:
             self.asked -= GRACE
         if first and self.recorder.pid:
+            # Now, because later nothing leads from one to the other: the workers have sessions of their own.
+            self.processes |= below(self.recorder.pid)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.recorder.pid, signal.SIGINT)
 
@@ -385,7 +397,22 @@ class Stopper:
         """Whether to kill it now."""
         if not self.asked:
             return False
+        if self.recorder.pid:
+            self.processes |= below(self.recorder.pid)
         return self.recorder.pid is None or time.monotonic() - self.asked > GRACE
+
+    def clear(self) -> None:
+        """End what Ansible left behind: workers go on until their modules end, and so do programs of theirs here."""
+        if self.processes:
+            end(self.processes)
+
+    def watch_over(self, runner: Any) -> None:
+        """Run Ansible to its end, or to the one that the user wants."""
+        with self.listening():
+            try:
+                runner.run()
+            finally:
+                self.clear()
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -416,6 +443,8 @@ def run_playbook(
     diff: bool = False,
     answer: str = "",
     judged: bool = False,
+    passing: bool = False,
+    results: Results | None = None,
     watcher: Watcher | None = None,
 ) -> Run:
     """Run a playbook on a cluster, and return what came of it.
@@ -425,6 +454,8 @@ def run_playbook(
     :param inventory: inventories besides the cluster's own
     :param answer: the variable that tells the playbook where to write what it has to say to programs (``Run.answer``)
     :param judged: whether that answer says why it failed
+    :param passing: whether this is one look of many, whose log is of no interest when all went well
+    :param results: gets each host's results, as they come
     :raises RunFailedError: unless all went well
     """
     _folder.check_vault(folder)
@@ -457,13 +488,7 @@ def run_playbook(
             passwords=dict(QUESTIONS),
             quiet=True,
             suppress_output_file=True,
-            envvars={
-                "ANSIBLE_COLLECTIONS_PATH": ":".join(
-                    [str(_folder.collections_path()), "~/.ansible/collections", "/usr/share/ansible/collections"]
-                ),
-                "ANSIBLE_NOCOLOR": "1",
-                **({"ANSIBLE_CONFIG": str(folder / "ansible.cfg")} if (folder / "ansible.cfg").is_file() else {}),
-            },
+            envvars=_folder.ansible_settings(folder),
         )
         config.prepare()
         config.command[0] = str(ansible_playbook)
@@ -471,15 +496,14 @@ def run_playbook(
         config.env["PATH"] = f"{ansible_playbook.parent}:{config.env.get('PATH', os.defpath)}"
         config.cwd = str(folder)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as log:
-            recorder = Recorder(run, watcher, log, show_diff=diff)
+            recorder = Recorder(run, watcher, log, show_diff=diff, results=results)
             stopper = Stopper(recorder)
             watcher.start(run)
             try:
-                with stopper.listening():
-                    runner = ansible_runner.Runner(
-                        config=config, event_handler=recorder.handle, cancel_callback=stopper.must_end
-                    )
-                    runner.run()
+                runner = ansible_runner.Runner(
+                    config=config, event_handler=recorder.handle, cancel_callback=stopper.must_end
+                )
+                stopper.watch_over(runner)
             finally:
                 run.seconds = time.monotonic() - began
                 watcher.stop(run)
@@ -490,6 +514,8 @@ def run_playbook(
         raise ClusterError(f"ansible-playbook could not be run: {error}") from error
     finally:
         shutil.rmtree(private, ignore_errors=True)
+    if passing and (run.interrupted or run.exit_code == DONE):
+        path.unlink(missing_ok=True)
     if run.exit_code != DONE:
         raise RunFailedError(run)
     return run

@@ -16,14 +16,16 @@ from __future__ import annotations
 import contextlib
 import getpass
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import _create, _folder, _inventory
+from . import _create, _folder, _inventory, _logs, _models
 from ._errors import ClusterError, RunFailedError, UsageError, near
 from ._inventory import Inventory, Node
+from ._logs import LogLine
+from ._models import NewModel
 from ._runner import Run, Silent, Watcher, run_playbook
 
 # Who looks wants an answer now: a host that does not even accept a connection meanwhile is told of as away.
@@ -33,7 +35,22 @@ UNKNOWN_NODE = "has no node or peer"
 MODEL_FIELDS = ("name", "kind", "digest", "wanted", "note")
 PLAYBOOKS = Path(__file__).parent / "playbooks"
 
-__all__ = ["Cluster", "Created", "Model", "ModelState", "Node", "NodeStatus", "Removed", "Run", "Status", "Used"]
+# What of site.yml a further model concerns.
+MODEL_TAGS = "firewall,llama_cpp,models,balancer,client,verify"
+
+__all__ = [
+    "Cluster",
+    "Created",
+    "LogLine",
+    "Model",
+    "ModelState",
+    "Node",
+    "NodeStatus",
+    "Removed",
+    "Run",
+    "Status",
+    "Used",
+]
 
 
 @dataclass(frozen=True)
@@ -60,7 +77,8 @@ class Used:
     models: list[str]
     key_name: str
     has_key: bool
-    self_signed: bool
+    # What SSL_CERT_FILE must name, where the endpoint's certificate is one that machines don't know.
+    trust_file: Path | None
 
 
 @dataclass(frozen=True)
@@ -156,7 +174,7 @@ class Cluster:
         """Check a host, write it into the inventory, and unless ``deploy`` is false deploy just it and let it in."""
         node.check()
         _inventory.check_new(self.folder, self.inventory(), node.name)
-        with self.draft(node) as file:
+        with self.draft(_inventory.dump({_inventory.NODES: {"hosts": {node.name: node.variables() or None}}})) as file:
             checked = self.play(
                 PLAYBOOKS / "check_host.yml", "check-host", extra={"new_node": node.name}, inventory=[file]
             )
@@ -173,10 +191,10 @@ class Cluster:
             ) from None
 
     @contextlib.contextmanager
-    def draft(self, node: Node) -> Iterator[Path]:
-        """Have an inventory with a node that is not in the real one; Ansible passes over files whose names start so."""
+    def draft(self, text: str) -> Iterator[Path]:
+        """Have an inventory that is not part of the real one; Ansible passes over files whose names start so."""
         with tempfile.NamedTemporaryFile("w", prefix=".new-", suffix=".yml", dir=self.folder, encoding="utf-8") as file:
-            file.write(_inventory.dump({_inventory.NODES: {"hosts": {node.name: node.variables() or None}}}))
+            file.write(text)
             file.flush()
             yield Path(file.name)
 
@@ -240,9 +258,12 @@ class Cluster:
         """Run ``stats.yml``: load of the nodes, and the requests of the last minute."""
         return self.play("stats", "stats", extra={"output": "json", **QUICK}, answer="output_file").answer
 
-    def show(self, what: str) -> Run:
-        """Run ``status.yml`` or ``stats.yml`` for people: the run's messages are the table."""
-        return self.play(what, what, extra=QUICK)
+    def show(self, what: str, *, passing: bool = False) -> Run:
+        """Run ``status.yml`` or ``stats.yml`` for people: the run's messages are the table.
+
+        :param passing: whether this is one look of many, which leaves no log
+        """
+        return self.play(what, what, extra=QUICK, passing=passing)
 
     def models(self) -> list[Model]:
         """Return the models that nodes serve or should serve, with the nodes of each version."""
@@ -252,6 +273,91 @@ class Cluster:
                 entry = found.setdefault(model.name, Model(model.name, {}, []))
                 (entry.versions.setdefault(model.digest, []) if model.digest else entry.missing).append(node.name)
         return sorted(found.values(), key=lambda model: model.name)
+
+    def load(self, name: str, *, add: bool = False, source: str | None = None, digest: str | None = None) -> list[Run]:
+        """Have a model in memory on every node it is placed on; with ``add`` or a source one that is new.
+
+        :param source: a URL, a file on this machine, or another name in the engine's registry
+        """
+        nodes = self.nodes()
+        if not nodes:
+            raise UsageError("There is no node yet. Add one with: llm cluster add-node HOST")
+        names = _models.known(_models.host_variables(self.folder), nodes)
+        adds = add or source is not None or digest is not None
+        if names is not None and name not in names:
+            if not adds:
+                raise _models.unknown(name, names)
+            return self.add_model(NewModel(name, source, digest), nodes)
+        if source or digest:
+            raise UsageError(
+                f"{name} is in llm_models already. Its source and digest are changed there, by hand; "
+                "then: llm cluster lock, llm cluster sync"
+            )
+        return [self.play("load", "load", extra={"model": name})]
+
+    def add_model(self, model: NewModel, nodes: list[str]) -> list[Run]:
+        """Check that the nodes can have a model, write it into nodes.yml, bring it to them and into service."""
+        entry = model.entry(self.folder)
+        lock = self.folder / "models.lock.yml"
+        runs = []
+        with self.draft(_models.edited(self.folder, entry)) as file:
+            _models.check_effect(self.folder, nodes, entry, file)
+            try:
+                with put_back(lock):
+                    if lock.is_file():
+                        # First, so that all nodes get one version, whatever its tag does meanwhile.
+                        runs.append(self.play("lock", "lock", inventory=[file]))
+                    runs.append(self.play(PLAYBOOKS / "check_model.yml", "check-model", inventory=[file]))
+                    _models.add_model(self.folder, entry)
+            except RunFailedError as error:
+                raise error.add(f"{model.name} was not added; nothing was changed.") from None
+        try:
+            runs.append(self.play("site", "deploy", tags=MODEL_TAGS))
+            runs.append(self.play("load", "load", extra={"model": model.name}))
+        except RunFailedError as error:
+            raise error.add(
+                f"{model.name} is in {_folder.NODES_FILE}, but not all is done. When what is said above is mended: "
+                f"llm cluster deploy, then llm cluster load {model.name}"
+            ) from None
+        return runs
+
+    def logs(self, host: str | None = None, *, lines: int = 50) -> list[LogLine]:
+        """Return the last lines of the balancers' access logs, oldest first; with a node of its engine's journal."""
+        found: list[LogLine] = []
+        self.read_logs(found.extend, host, lines=lines)
+        return in_order(found)[-lines:]
+
+    def read_logs(
+        self, take: Callable[[list[LogLine]], None], host: str | None = None, *, lines: int = 50, follow: bool = False
+    ) -> None:
+        """Give the last log lines to ``take``, as each host has them; to ``follow`` also what comes after them."""
+        hosts, kind = self.log_of(host)
+        reader = _logs.Reader(kind, take)
+
+        def look(extra: dict[str, Any]) -> Run:
+            quick = {"connect_timeout": QUICK["connect_timeout"]}
+            return self.play(
+                PLAYBOOKS / "logs.yml", "logs", extra={**extra, **quick}, passing=True, results=reader.result
+            )
+
+        if follow:
+            _logs.follow(look, reader, hosts, lines)
+        else:
+            look(reader.variables(hosts, lines, follow=False))
+
+    def log_of(self, host: str | None) -> tuple[str, str]:
+        """Return the hosts whose log is meant, and which log."""
+        inventory = self.inventory()
+        nodes, balancers = (inventory.members(group) for group in (_inventory.NODES, _inventory.BALANCERS))
+        if host is None:
+            if not balancers:
+                raise UsageError(f"The inventory has no balancer: put a host below {_inventory.BALANCERS}.")
+            return _inventory.BALANCERS, _logs.ACCESS
+        if host in nodes:
+            return host, _logs.JOURNAL
+        if host in balancers:
+            return host, _logs.ACCESS
+        raise UsageError(f"There is no node or balancer {host!r}. {near(host, [*nodes, *balancers], 'host')}")
 
     def lock(
         self, *, check: bool = False, diff: bool = False, update: Sequence[str] = (), source: str | None = None
@@ -285,7 +391,8 @@ class Cluster:
             )
         found = self.play(PLAYBOOKS / "endpoint.yml", "use", answer="endpoint_file").answer
         models = _use.set_up(self.name, found)
-        return Used(found["url"], models, _use.key_name(self.name), bool(found["key"]), found["tls"] == "self_signed")
+        trusted = _use.trust(self.name, found["certificate"])
+        return Used(found["url"], models, _use.key_name(self.name), bool(found["key"]), trusted)
 
     def stop_using(self) -> list[Path]:
         """Take out of this user's llm what ``use`` put in. Returns the files that changed."""
@@ -312,6 +419,23 @@ class Cluster:
         """Run a playbook on this cluster. See run_playbook."""
         _inventory.check_variables(self.folder)
         return run_playbook(self.folder, playbook, name=name, cluster=self.name, watcher=self.watcher, **options)
+
+
+def in_order(lines: Sequence[LogLine]) -> list[LogLine]:
+    """Return lines of several hosts by time; those of one host stay in their order."""
+    return sorted(lines, key=lambda line: line.time)
+
+
+@contextlib.contextmanager
+def put_back(file: Path) -> Iterator[None]:
+    """Have a file be as it was, if what is done meanwhile fails."""
+    before = _inventory.text_of(file) if file.is_file() else None
+    try:
+        yield
+    except BaseException:
+        if before is not None:
+            _inventory.replace(file, before)
+        raise
 
 
 def node_status(name: str, entry: dict[str, Any]) -> NodeStatus:

@@ -4,11 +4,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import json
+import shlex
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -20,90 +17,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from . import _inventory
-from ._errors import ClusterError, RunFailedError
-from ._progress import watcher
+from . import _inventory, _logs
+from ._cli import CHECK, DIFF, HOST, JSON, node_names, on_cluster, print_json, quick, report, told, until_stopped
+from ._errors import RunFailedError
+from ._logs import LogLine
 from ._runner import Silent
-from .cluster import Cluster, Run, parse_host, parse_labels
-
-
-class Failed(click.ClickException):
-    """What a ClusterError has to say, on stderr, with its exit code."""
-
-    exit_code: int  # type: ignore[misc] # click's belongs to the class
-
-    def __init__(self, error: ClusterError) -> None:
-        super().__init__(str(error))
-        self.exit_code = error.exit_code
-
-    def show(self, file: Any = None) -> None:
-        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(self.message)
-
-
-def told(function: Callable[..., None]) -> Callable[..., None]:
-    """Turn errors that the operator can mend into words and exit codes."""
-
-    @functools.wraps(function)
-    def call(*arguments: Any, **options: Any) -> None:
-        try:
-            function(*arguments, **options)
-        except RunFailedError as error:
-            # What it found before it failed, such as who answered and who didn't.
-            for message in error.run.messages:
-                click.echo(message)
-            raise Failed(error) from error
-        except ClusterError as error:
-            raise Failed(error) from error
-        except OSError as error:
-            # A full disk, a folder without the right to write …
-            raise Failed(ClusterError(f"{error.filename or 'this machine'}: {error.strerror or error}")) from error
-
-    return call
-
-
-def on_cluster(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command ``--dir`` and ``--quiet``, and the cluster that they lead to."""
-
-    @click.option(
-        "--dir",
-        "directory",
-        type=click.Path(path_type=Path),
-        help="The cluster's folder.  [default: $LLM_CLUSTER_DIR, this folder or one above it]",
-    )
-    @click.option("-q", "--quiet", is_flag=True, help="Show no progress, only how it ended.")
-    @told
-    @functools.wraps(function)
-    def call(directory: Path | None, quiet: bool, **options: Any) -> None:
-        function(Cluster(directory, watcher(quiet)), **options)
-
-    return call
-
-
-def quick(cluster: Cluster) -> Cluster:
-    """Return the cluster for work of seconds: without a terminal its lines would be longer than the answer."""
-    if not Console(stderr=True).is_terminal:
-        cluster.watcher = Silent()
-    return cluster
-
-
-def node_names(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Complete the name of a node."""
-    try:
-        return [name for name in Cluster(ctx.params.get("directory")).nodes() if name.startswith(incomplete)]
-    except ClusterError:
-        return []
-
-
-HOST = click.argument("host", shell_complete=node_names)
-CHECK = click.option("--check", is_flag=True, help="Only say what would be done.")
-DIFF = click.option("--diff", is_flag=True, help="Show how files change.")
-
-
-def report(run: Run) -> None:
-    """Print what a playbook had to say, and its summary."""
-    for message in run.messages:
-        click.echo(message)
-    click.echo(run.summary())
+from .cluster import Cluster, in_order, parse_host, parse_labels
 
 
 @click.command(short_help="Make a cluster's folder.")
@@ -127,7 +46,9 @@ def init(directory: Path | None, name: str | None, user: str | None, balancer: s
     click.echo(f"The cluster {made.cluster.name} is in {folder}.")
     click.echo(f"Its vault's password is in {made.password_file}: keep a copy, and give it to who works with you.")
     click.echo("Next:")
-    click.echo(f"  1. choose models and settings in {folder / 'group_vars' / 'all' / 'main.yml'}")
+    click.echo(
+        f"  1. choose models in {folder / 'nodes.yml'}, settings in {folder / 'group_vars' / 'all' / 'main.yml'}"
+    )
     if balancer is None:
         click.echo(f"  2. write the balancer's host below {_inventory.BALANCERS} in {folder / 'nodes.yml'}")
     click.echo(f"  {'2' if balancer else '3'}. cd {folder} && llm cluster add-node HOST")
@@ -256,7 +177,6 @@ def resume(cluster: Cluster, host: str) -> None:
     report(cluster.resume(host))
 
 
-JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
 WATCH = click.option(
     "--watch",
     type=click.FloatRange(min=1),
@@ -265,11 +185,6 @@ WATCH = click.option(
     metavar="[SECONDS]",
     help="Look again and again, so many seconds apart; Ctrl-C ends it.  [default: 2]",
 )
-
-
-def print_json(content: Any) -> None:
-    """Print data for programs."""
-    click.echo(json.dumps(content, indent=2))
 
 
 def watched(cluster: Cluster, what: str, seconds: float | None) -> None:
@@ -282,24 +197,12 @@ def watched(cluster: Cluster, what: str, seconds: float | None) -> None:
     # In its own place, so that what was on the screen is there again afterwards.
     with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live, until_stopped():
         while True:
-            text = "\n".join(cluster.show(what).messages)
+            text = "\n".join(cluster.show(what, passing=True).messages)
             if console.is_terminal:
                 live.update(Text(f"{text}\n\n{datetime.now():%H:%M:%S}  Ctrl-C ends it"), refresh=True)
             else:
                 click.echo(f"{text}\n")
             time.sleep(seconds)
-
-
-@contextlib.contextmanager
-def until_stopped() -> Iterator[None]:
-    """Take Ctrl-C for the end of looking, which is no failure."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        pass
-    except RunFailedError as error:
-        if not error.run.interrupted:
-            raise
 
 
 @click.command(short_help="Show each node's state and models.")
@@ -362,6 +265,30 @@ def models(cluster: Cluster, as_json: bool) -> None:
         if model.missing:
             table.add_row(Text(model.name), Text("missing"), Text(", ".join(model.missing)))
     Console().print(table)
+
+
+@click.command(short_help="Have a model in memory everywhere, or add one.")
+@click.argument("model")
+@click.option("--add", is_flag=True, help="Add it, if it is not one of the cluster's models.")
+@click.option("--source", help="Add it, from this URL, file here, or other name in Ollama's registry.")
+@click.option("--digest", help="Add it, in this version and no other.")
+@on_cluster
+def load(cluster: Cluster, model: str, add: bool, source: str | None, digest: str | None) -> None:
+    """Have a model in memory now, on every node that it is placed on (load.yml).
+
+    A new one is checked first: every node must be able to get and to hold it. Then it is written into nodes.yml, locked
+    if there is a lock file, brought to the nodes and into service, and loaded.
+
+    Example:
+
+    \b
+      llm cluster load gemma3:4b
+      llm cluster load qwen3:8b --add
+    """
+    for run in cluster.load(model, add=add, source=source, digest=digest):
+        report(run)
+    if (add or source or digest) and not (cluster.folder / "models.lock.yml").is_file():
+        click.echo("Its version is not locked: to write down every model's, llm cluster lock")
 
 
 @click.command(short_help="Write down each model's version.")
@@ -427,6 +354,56 @@ def sync(cluster: Cluster, check: bool, diff: bool) -> None:
     report(cluster.sync(check=check, diff=diff))
 
 
+@click.command(short_help="Show which node answered what, or an engine's journal.")
+@click.argument("host", required=False, shell_complete=node_names)
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes; Ctrl-C ends it.")
+@click.option(
+    "-n", "--lines", type=click.IntRange(min=0), default=50, show_default=True, help="How many of the last lines."
+)
+@click.option("--json", "as_json", is_flag=True, help="The lines as they are written.")
+@on_cluster
+def logs(cluster: Cluster, host: str | None, follow: bool, lines: int, as_json: bool) -> None:
+    """Show which node answered what, from the balancers' access logs; with a HOST the journal of that node's engine.
+
+    tokens are those of the prompt and of the answer; key is the key's name. With a balancer's HOST it is just its log.
+
+    Example:
+
+    \b
+      llm cluster logs -n 20
+      llm cluster logs node1 -f
+    """
+    printer = LogPrinter(cluster, host, as_json)
+    if follow:
+        cluster.watcher = _logs.Complaints(lambda text: click.echo(text, err=True))
+        with until_stopped():
+            cluster.read_logs(printer.print, host, lines=lines, follow=True)
+        return
+    found: list[LogLine] = []
+    try:
+        quick(cluster).read_logs(found.extend, host, lines=lines)
+    finally:
+        # Also what some hosts said, where others could not be reached.
+        printer.print(in_order(found)[max(0, len(found) - lines) :])
+
+
+class LogPrinter:
+    """Prints lines as they come, below one heading."""
+
+    def __init__(self, cluster: Cluster, host: str | None, as_json: bool) -> None:
+        self.as_json = as_json
+        self.several = host is None and len(cluster.inventory().members(_inventory.BALANCERS)) > 1
+        self.headed = as_json
+
+    def print(self, lines: list[LogLine]) -> None:
+        """Print some lines."""
+        for line in lines:
+            if not self.headed and line.kind == _logs.ACCESS:
+                click.echo(_logs.heading(self.several))
+                self.headed = True
+            click.echo(line.raw if self.as_json else line.text(self.several))
+
+
 @click.command(short_help="Set up this machine's llm for the endpoint.")
 @click.option("--undo", is_flag=True, help="Take out again what this put in.")
 @on_cluster
@@ -447,8 +424,12 @@ def use(cluster: Cluster, undo: bool) -> None:
     click.echo(f"llm uses {used.url} for: {', '.join(used.models)}")
     if not used.has_key:
         click.echo(f"The inventory knows only hashes of keys. Set yours: llm keys set {used.key_name}")
-    if used.self_signed:
-        click.echo("Its certificate is self-signed: fetch it from the balancer, and name it in SSL_CERT_FILE.")
+    if used.trust_file:
+        click.echo(
+            "Its certificate is one that this machine does not know, and llm has no setting for one. It is now in"
+        )
+        click.echo("a file with all those that are known; this line makes llm take that file, also in ~/.profile:")
+        click.echo(f"  export SSL_CERT_FILE={shlex.quote(str(used.trust_file))}")
     click.echo(f'Try: llm -m {used.models[0]} "hello"')
 
 
@@ -461,10 +442,12 @@ COMMANDS = [
     status,
     stats,
     models,
+    load,
     lock,
     drift,
     sync,
     drain,
     resume,
+    logs,
     use,
 ]

@@ -32,7 +32,9 @@ def test_init_makes_an_ordinary_inventory_with_a_key_that_only_the_user_can_read
     assert made.returncode == 0, made.stderr
     office = place.home / "office"
     example = yaml.safe_load((Path(__file__).parents[2] / "inventories/example/group_vars/all/main.yml").read_text())
+    models = {"llm_models": example.pop("llm_models")}
     assert yaml.safe_load((office / "group_vars/all/main.yml").read_text()) == {**example, "ansible_user": "ada"}
+    assert yaml.safe_load((office / "nodes.yml").read_text())["all"] == {"vars": models}
     (password,) = (place.home / ".config" / "llm-cluster").iterdir()
     assert stat.S_IMODE(password.stat().st_mode) == 0o600
     assert password.read_text().strip() not in made.stdout + made.stderr

@@ -72,7 +72,7 @@ def test_new_folders_have_the_checkouts_settings_of_ansible() -> None:
         parser.read_string(text)
         return {name: dict(parser[name]) for name in ("defaults", "ssh_connection")}
 
-    made = settings(_create.ANSIBLE_CFG.format(password_file="x", name="n"))
+    made = settings(_create.ANSIBLE_CFG.format(password_file="x", name="n", written="w"))
     for own in ("inventory", "inventory_ignore_patterns", "vault_password_file"):
         del made["defaults"][own]
     checkout = settings((ROOT / "ansible.cfg").read_text())

@@ -20,8 +20,8 @@ def new_run(**fields: Any) -> Run:
 
 
 def event(kind: str, host: str | None = "node1", text: str = "", **data: Any) -> dict[str, Any]:
-    found = {"play": "Converge", "task": "Install it", "pid": 42, **data}
-    return {"event": kind, "stdout": text, "event_data": {**found, **({"host": host} if host else {})}}
+    found = {"play": "Converge", "task": "Install it", **data}
+    return {"event": kind, "pid": 42, "stdout": text, "event_data": {**found, **({"host": host} if host else {})}}
 
 
 @pytest.fixture
