@@ -19,7 +19,7 @@ HEAD = """\
 
 The balancer beside what one would take instead: on the same simulated engines, with the same arrivals, in one run, in
 turns. Written by `make bench` (short, about ten minutes) or `make bench FULL=1` (everything, hours; it goes on where
-it was interrupted) from `docs/benchmarks/results.json`. Do not change it by hand.
+it was interrupted) from `docs/benchmarks/results.json` and the notes beside it. Do not change it by hand.
 """
 READS = f"{1000 / scale.CHARACTERS / scale.PREFILL:,.0f}"
 READ_FIRST = f"""\
@@ -82,7 +82,8 @@ def left_out(part: dict[str, Any]) -> str:
     return "".join(f"\n- Not measured: {reason}" for reason in reasons) + "\n" if reasons else ""
 
 
-def page(known: dict[str, Any]) -> str:
+def page(known: dict[str, Any], notes: str = "") -> str:
+    """notes: what people found and changed, with figures before and after; Markdown with headings of its own."""
     results = {name: rows(known, name) for name in scenarios.names() if name in known}
     newest = max((part["run"] for part in known.values()), key=lambda run: run["date"])
     better = targets.wins(results)
@@ -92,6 +93,8 @@ def page(known: dict[str, Any]) -> str:
         "By more than 5 % than our default policy, in the same setting (whoever failed requests there left out):\n\n"
         + ("".join(f"- {line}\n" for line in better) if better else "Nowhere.\n")
     )
+    if notes:
+        out.append(notes)
     for name, found in results.items():
         module = scenarios.load(name)
         text = module.section(found) if found else "Nothing could be measured.\n"
@@ -108,4 +111,10 @@ def write(known: dict[str, Any], folder: Path) -> None:
     (folder / "benchmarks").mkdir(parents=True, exist_ok=True)
     results = {name: rows(known, name) for name in scenarios.names() if name in known}
     plots.write(results, folder / "benchmarks")
-    (folder / "benchmarks.md").write_text(page(known))
+    (folder / "benchmarks.md").write_text(page(known, written(folder)))
+
+
+def written(folder: Path) -> str:
+    """docs/benchmarks/notes.md, the one part of the page that people write."""
+    file = folder / "benchmarks" / "notes.md"
+    return file.read_text() if file.exists() else ""
