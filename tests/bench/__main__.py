@@ -12,6 +12,7 @@ import argparse
 import datetime
 import inspect
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -113,8 +114,14 @@ def perform(points: list[Point], run: Run) -> int:
     return sum(bool(record.error) for record in run.records.values())
 
 
+def end(number: int, _frame: object) -> None:
+    """Ended from outside: as any exception it stops what was started. The run goes on next time."""
+    sys.exit(128 + number)
+
+
 def main(given: list[str]) -> int:
     options = arguments(given)
+    signal.signal(signal.SIGTERM, end)
     if options.what == ["page"]:
         from bench.report import page
 

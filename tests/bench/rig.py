@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from balancer.harness import free_port
 from bench.measure import engines
 from bench.scenarios import MissingError
 from bench.systems import Peer, System, running
@@ -66,7 +67,8 @@ def rig(system: System, specs: list[Spec], folder: Path, apart: bool = False) ->
 
 def nodes(count: int, network: int, **fields: object) -> list[Spec]:
     """Engines n1, n2 … on addresses of their own."""
-    return [Spec(f"n{i}", f"127.0.{network}.{i}", **fields) for i in range(1, count + 1)]  # type: ignore[arg-type]
+    port = free_port()
+    return [Spec(f"n{i}", f"127.0.{network}.{i}", port, **fields) for i in range(1, count + 1)]  # type: ignore[arg-type]
 
 
 class Meter:

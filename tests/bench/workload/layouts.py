@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from balancer.harness import free_port
 from bench.workload import scale
 from simulated.fleet import Spec
 
@@ -22,10 +23,12 @@ MODELS: dict[str, list[tuple[str, float]]] = {"models": [("a", 0.5), ("b", 0.3),
 
 
 def engines(layout: str, network: int) -> list[Spec]:
+    port = free_port()
     return [
         Spec(
             f"n{i}",
             f"127.0.{network}.{i}",
+            port,
             slots=slots,
             speed=speed,
             models=models,
