@@ -129,7 +129,8 @@ class Program:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                self.argv,
+                # It is asked to end also when we are killed and cannot stop it ourselves.
+                ["setpriv", "--pdeathsig", "TERM", *self.argv],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -164,8 +165,8 @@ class Program:
                 os.killpg(self.process.pid, number)
             end = time.monotonic() + seconds
             while time.monotonic() < end:
-                self.process.poll()  # takes the status of the first one, so that it is no zombie
                 if not self.pids():
+                    self.process.wait()
                     self.process = None
                     return
                 time.sleep(0.02)

@@ -5,18 +5,21 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 from balancer.harness import free_port
 from bench.systems.base import ANSWER_SECONDS, WORKERS, Peer, Program, System, weights
 from bench.systems.environment import Environment, variables
+from load.processor import processor_time
 
 # Its production page: log errors only, no .env file, set a request time-out, and on a single machine as many workers as
-# processors. The prices of models come from its package: it needs no internet to start.
+# processors. The prices of models come from its package: it needs no internet to start. No client needs a key here.
 VARIABLES = {
     "LITELLM_LOG": "ERROR",
     "LITELLM_MODE": "PRODUCTION",
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
     "NO_DOCS": "True",
     "NO_REDOC": "True",
     "DISABLE_ADMIN_UI": "True",
@@ -48,14 +51,20 @@ class LiteLLM(System):
         file.write_text(json.dumps(self.configuration(peers), indent=1))  # JSON is YAML
         command = [self.environment.path("litellm"), "--config", str(file.resolve()), "--host", "127.0.0.1"]
         command += ["--port", str(self.port), "--num_workers", str(self.workers), "--telemetry", "False"]
+        # Workers are killed and started again, for ever, if they are not up within this time, by default five seconds.
+        command += ["--timeout_worker_healthcheck", str(START_SECONDS)]
         program = Program(command, folder / "litellm.log", variables(**VARIABLES))
         self.run(program, lambda: self.up(program), START_SECONDS)
 
     def up(self, program: Program) -> bool:
-        """Have all workers started? Each says so; one that answers may be the first of several."""
-        return program.tail(100_000).count("Application startup complete") >= self.workers and self.listens(
-            "/health/liveliness"
-        )
+        """Does it answer, and is none of its workers still busy with its start? One that answers may be the first."""
+        if "Application startup failed" in program.tail(100_000):  # it would start its workers again and again
+            raise RuntimeError(f"LiteLLM does not start: {program.tail()}")
+        if not self.listens("/health/liveliness"):
+            return False
+        before = processor_time(program.pids())
+        time.sleep(0.5)
+        return processor_time(program.pids()) - before < 0.1
 
     def configuration(self, peers: list[Peer]) -> dict[str, object]:
         share = weights(peers, 1000)
