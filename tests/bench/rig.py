@@ -19,6 +19,8 @@ from load.client import Ask, Load, Result
 from load.processor import processor_time
 from simulated.fleet import Process, Spec
 
+WARM = 20  # requests
+
 
 @dataclasses.dataclass
 class Rig:
@@ -35,6 +37,17 @@ class Rig:
         with self.load(asks, timeout) as load:
             pass
         return load.results
+
+    def warm_up(self) -> None:
+        """Some load what they need with their first requests only: that is not what is measured."""
+        body = {"model": self.specs[0].models[0], "max_tokens": 2}
+        asks = [
+            Ask(0.05 * i, {**body, "stream": i % 2 == 0, "messages": [{"role": "user", "content": f"w{i} warm up"}]})
+            for i in range(WARM)
+        ]
+        self.ask(asks, timeout=30)
+        for process in self.processes:
+            process.report(forget=True)
 
     def log(self) -> engines.Log:
         reports = {}
@@ -59,7 +72,9 @@ def rig(system: System, specs: list[Spec], folder: Path, apart: bool = False) ->
         for group in [[spec] for spec in specs] if apart else [specs]:
             processes.append(Process(*group))
         with running(system, peers, folder):
-            yield Rig(system, specs, processes)
+            here = Rig(system, specs, processes)
+            here.warm_up()
+            yield here
     finally:
         for process in processes:
             process.destroy()

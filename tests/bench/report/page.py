@@ -33,6 +33,8 @@ READ_FIRST = f"""\
 - **Times are scaled** so that a run fits into minutes: {READS} tokens of a prompt are read per second, a simulated
   token takes {scale.GAP * 1000:.0f} ms and stands for {scale.ANSWER} tokens of a real answer. A real fleet is
   about ten times slower, so all waits are about ten times longer there, and what a balancer adds matters less.
+- **Warm**: each system answers 20 requests before anything is measured, as some load parts of themselves with the
+  first ones only.
 - **Open loop**: a request is sent when it is due, however those before it fare, and its times count from then. Nothing
   is ever sent twice by the client.
 - Short runs have few requests: their p99 is the time of a handful. They find what is broken, not who leads by 5 %.

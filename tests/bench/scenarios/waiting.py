@@ -42,7 +42,7 @@ def run(point: Point, system: System, folder: Path) -> Figures:
     return {
         "waiting": waits,
         "core_percent": 100 * meter.used / meter.passed,
-        "kilobytes_each": held / 1024 / max(1, waits),
+        **({"kilobytes_each": held / 1024 / waits} if waits else {}),
         "refused": kinds(refused) or "none",
     }
 
