@@ -29,6 +29,8 @@ local POOL_SIZE = 64         -- per peer and worker
 local READ = 65536
 local SENT_AT_ONCE = 32768   -- bytes that an idle connection takes without waiting for the peer
 
+local pooling = { pool_size = POOL_SIZE } -- read by connect() before it yields
+
 --- Connect to a peer, by a pooled connection if there is one.
 -- @param peer {id, host, port}
 -- @param timeout seconds
@@ -38,8 +40,8 @@ local SENT_AT_ONCE = 32768   -- bytes that an idle connection takes without wait
 function M.connect(peer, timeout, fresh, watch, watched)
     local sock = ngx.socket.tcp()
     sock:settimeouts(timeout * 1000, 30000, TICK * 1000)
-    local pool = fresh and "fresh:" .. peer.id or peer.id
-    local ok, err = sock:connect(peer.host, peer.port, { pool = pool, pool_size = POOL_SIZE })
+    pooling.pool = fresh and "fresh:" .. peer.id or peer.id
+    local ok, err = sock:connect(peer.host, peer.port, pooling)
     if not ok then
         sock:close()
         return nil, find(err, "refused", 1, true) and "refused" or "unreachable", err
@@ -209,18 +211,22 @@ local function trimmed(value)
     return value
 end
 
+-- Patterns are no work for LuaJIT: each leaves compiled code. So one looks at the whole head, and lines are looked at in plain.
 local function parse_head(text)
     local minor, status = match(text, "^HTTP/1%.([01]) (%d%d%d)[^\r\n]*\r\n")
     if not minor then
         return nil, "its status line is not HTTP/1.1"
     end
-    local headers, count = {}, 0
     local from = find(text, "\n", 1, true) + 1
+    if find(text, "[%z\1-\8\11\12\14-\31\127]", from) then
+        return nil, "it sent a header line that is none"
+    end
+    local headers, count = {}, 0
     while from <= #text do
         local stop, colon = find(text, "\r\n", from, true), find(text, ":", from, true)
         local name = colon and colon < stop and fold_name(sub(text, from, colon - 1))
         local value = name and sub(text, colon + 1, stop - 1)
-        if not name or find(value, "[%z\1-\8\10-\31\127]") then
+        if not name or find(value, "\r", 1, true) or find(value, "\n", 1, true) then
             return nil, "it sent a header line that is none"
         end
         count = count + 1

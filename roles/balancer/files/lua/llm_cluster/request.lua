@@ -21,6 +21,7 @@ local bytes_t = ffi.typeof("const uint8_t *")
 
 local MAX_KEYS = 256
 local MAX_NAME = 256
+local EXACT = { "model", "stream", "name", "keep_alive" } -- names that we act on
 
 local QUOTE, OPEN_OBJECT, CLOSE_OBJECT, COMMA, COLON = 34, 123, 125, 44, 58
 
@@ -101,7 +102,8 @@ function M.scan(body)
         return nil, "something follows the JSON object at byte " .. (i + 1)
     end
     -- Go reads keys without regard to case, C++ does not: a name we act on must be spelt exactly.
-    for _, name in ipairs { "model", "stream", "name", "keep_alive" } do
+    for at = 1, #EXACT do
+        local name = EXACT[at]
         if seen[name] and not fields[name] then
             return nil, "the top-level key '" .. name .. "' must be written in lower case"
         end

@@ -95,8 +95,8 @@ function M.skip_space(p, i, n)
     return i
 end
 
---- i is just after the opening quote; returns the offset of the closing one, or nil.
-local function closing_quote(p, i, n)
+--- The same, of a string with a backslash before a quote.
+local function closing_quote_after(p, i, n)
     local first = i
     while i < n do
         local hit = C.memchr(p + i, QUOTE, n - i)
@@ -115,6 +115,20 @@ local function closing_quote(p, i, n)
         first = i
     end
     return nil
+end
+
+--- i is just after the opening quote; returns the offset of the closing one, or nil. Most strings need no loop, at which LuaJIT
+-- gives up on a function (see exchange.lua).
+local function closing_quote(p, i, n)
+    local hit = i < n and C.memchr(p + i, QUOTE, n - i) or nil
+    if hit == nil then
+        return nil
+    end
+    local at = tonumber(ffi.cast(bytes_t, hit) - p)
+    if p[at - 1] ~= BACKSLASH then
+        return at
+    end
+    return closing_quote_after(p, i, n)
 end
 M.closing_quote = closing_quote
 
