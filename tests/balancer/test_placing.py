@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 import pytest
+from balancer.engines import Engine
 from balancer.harness import KEY, Answer, Balancer, MakeBalancer, MakeEngine, table, wait_for
 
 
@@ -301,13 +302,14 @@ def test_a_request_dies_with_two_peers_at_most_whoever_sees_it_first(balancer: B
     """A dead peer's connections break, but here a probe sees first that it is dead."""
     engines = [engine(name, mode="silent") for name in ("one", "two", "three")]
     balancer.put(table(*engines, limits={"first_byte_timeout": 30}))
+
+    def has_it() -> list[Engine]:
+        return [each for each in engines if each.listener and each.inference()]
+
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         poison = pool.submit(balancer.chat)
-        for tries in (1, 2):
-            wait_for(lambda tries=tries: sum(len(each.inference()) for each in engines) == tries, 3, "it was sent")
-            for each in engines:
-                if each.inference():
-                    each.stop_listening()
+        for _ in range(2):
+            wait_for(has_it, 3, "it was sent")[0].stop_listening()
         answer = poison.result(10)
     assert (answer.status, answer.code) == (502, "all_tries_failed")
     assert sorted(len(each.inference()) for each in engines) == [0, 1, 1]
