@@ -8,10 +8,11 @@ import collections
 import concurrent.futures
 import json
 import threading
+import time
 from typing import Any
 
 import pytest
-from balancer.harness import KEY, Answer, Balancer, MakeEngine, hashed, table, wait_for
+from balancer.harness import KEY, Answer, Balancer, MakeBalancer, MakeEngine, hashed, table, wait_for
 
 
 def user(text: str) -> dict[str, str]:
@@ -183,6 +184,32 @@ def test_a_full_peer_is_not_waited_for(balancer: Balancer, engine: MakeEngine) -
     wait_for(lambda: holder.running == 1)
     assert where(ask(balancer, *conversation("busy talk", 2))) == other.name
     first.join()
+
+
+def test_a_full_peer_is_waited_for_if_reading_anew_takes_longer(own_balancer: MakeBalancer, engine: MakeEngine) -> None:
+    balancer = own_balancer()
+    a, b = (engine(name, peer={"slots": 1}) for name in ("a", "b"))
+    balancer.put(table(a, b))
+    # What is learned: 8,000 characters are read in 0.6 s; a slot is free after 0.3 s on average.
+    for i in range(6):
+        for text, seconds in (("short", 0.02), ("long " * 1600, 0.6)):
+            a.service_time = b.service_time = seconds
+            with concurrent.futures.ThreadPoolExecutor(2) as pool:
+                spread(list(pool.map(lambda n, i=i, text=text: ask(balancer, user(f"{n} {i} {text}")), range(2))))
+    time.sleep(1.2)  # it is looked at twice a second
+    a.service_time = b.service_time = 0
+    talk = user("talk " * 1600)
+    home = where(ask(balancer, talk))
+    holder = a if home == "a" else b
+    holder.service_time = 0.3
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        pool.submit(ask, balancer, talk)
+        wait_for(lambda: holder.running == 1)
+        more = [talk, {"role": "assistant", "content": "hello"}, user("and?")]
+        assert where(pool.submit(ask, balancer, *more).result()) == home
+        pool.submit(ask, balancer, talk)
+        wait_for(lambda: holder.running == 1)
+        assert where(pool.submit(ask, balancer, user("something else")).result()) != home, "it has nothing to wait for"
 
 
 def test_a_template_that_many_share_does_not_decide(balancer: Balancer, engine: MakeEngine) -> None:

@@ -4,9 +4,10 @@
 local placement = require "llm_cluster.placement"
 
 local PEER = { slots = true, weight = true, backup = true }
-local WANT = { avoid = true, preferred = true, depth = true }
+local WANT = { avoid = "avoid", preferred = "preferred", depth = "holders", saves = "saves" }
 
---- A peer and its state: busy, up, drained, resting, slow, cold, lacks; avoid, preferred, depth say what the request makes of it.
+--- A peer and its state: busy, up, drained, resting, slow, cold, lacks, turn; avoid, preferred, depth, saves say what the request
+-- makes of it.
 local function candidate(id, fields)
     local out = { peer = { id = id, slots = 4, weight = 1, backup = false }, busy = 0, up = true }
     for key, value in pairs(fields or {}) do
@@ -31,12 +32,11 @@ local function scene(list, fields)
         busy[id] = c.busy
         fleet.health[id] = {
             up = c.up, resting_until = c.resting and 101 or nil, slow = c.slow or 0, cold = c.cold and { m = true } or nil,
-            lacks = c.lacks and { m = true } or nil,
+            lacks = c.lacks and { m = true } or nil, turn = c.turn,
         }
         fleet.drained[id] = c.drained
-        for name in pairs(WANT) do
+        for name, where in pairs(WANT) do
             if c[name] then
-                local where = name == "depth" and "holders" or name
                 want[where] = want[where] or {}
                 want[where][id] = c[name]
             end
@@ -121,6 +121,31 @@ describe("placement.choose", function()
         assert.equal("busy", chosen(slow, full))
         assert.equal("slow", choose({ slow, full }, nil, { waited = 2 }).id)
         assert.equal("b", choose({ slow, candidate("b", { busy = 3 }) }, nil, { waited = 9 }).id)
+    end)
+
+    it("waits for who holds the prefix as long as reading it takes, if a slot there is likely to be free sooner", function()
+        local function holder(fields)
+            local out = { busy = 4, depth = 9, saves = 2, turn = 1 }
+            for key, value in pairs(fields or {}) do
+                out[key] = value
+            end
+            return candidate("holder", out)
+        end
+        local other = candidate("other")
+        assert.equal("busy", chosen(other, holder()))
+        assert.equal("other", choose({ other, holder() }, nil, { waited = 2 }).id)
+        assert.equal("holder", chosen(other, holder { busy = 3 }))
+        for what, state in pairs {
+            ["a slot there takes longer to become free"] = { turn = 2 },
+            ["nothing is known about that"] = { turn = false },
+            ["it is out"] = { up = false }, ["it is drained"] = { drained = true }, ["it failed the request"] = { avoid = true },
+            ["it is slow"] = { slow = 1 }, ["it is a backup"] = { backup = true },
+        } do
+            assert.equal("other", chosen(other, holder(state)), what)
+        end
+        assert.equal("other", chosen(candidate("other", { preferred = true }), holder()), "the route goes first")
+        assert.equal("other", chosen(candidate("other", { depth = 5, saves = 1.5 }), holder()), "it saves half a second only")
+        assert.equal("busy", chosen(candidate("other", { depth = 1, saves = 0.5 }), holder()))
     end)
 
     it("keeps requests apart that were at a peer when it died", function()
@@ -265,6 +290,8 @@ describe("placement.may_take", function()
         assert.is_false(may { candidate("a", { avoid = true }) })
         assert.is_false(may { candidate("a", { slow = 1 }) })
         assert.is_true(may({ candidate("a", { slow = 1 }) }, { waited = 1 }))
+        assert.is_false(may { candidate("a"), candidate("b", { busy = 4, saves = 1, turn = 0.5 }) })
+        assert.is_true(may({ candidate("a"), candidate("b", { busy = 4, saves = 1, turn = 0.5 }) }, { waited = 1 }))
         assert.is_false(may { candidate("a", { backup = true }), candidate("b", { busy = 4 }) })
         assert.is_true(may { candidate("a", { backup = true }), candidate("b", { up = false }) })
     end)

@@ -145,3 +145,62 @@ describe("speed.merge", function()
         assert.is_true(after <= 20, after .. " s")
     end)
 end)
+
+--- A record of several groups: {group = {n, mean, spread, weight}}.
+local function records_of(groups)
+    local out = { at = 0, groups = {} }
+    for group, each in pairs(groups) do
+        out.groups[group] = record(each[1], each[2], each[3], group, each[4]).groups[group]
+    end
+    return out
+end
+
+describe("speed.held", function()
+    it("is what an answer takes on average, streamed or not", function()
+        near(2, speed.held(record(5, 2)))
+        near(0.5 + 20 * 0.1, speed.held(records_of { ["first\tm\t10"] = { 8, 0.5 }, ["token\tm"] = { 8, 0.1, 0, 20 } }))
+        near(1.5, speed.held(records_of { ["whole\tm\t10\t3"] = { 8, 1 }, ["whole\tm\t12\t3"] = { 8, 2 } }))
+    end)
+
+    it("says nothing about less than five answers", function()
+        assert.is_nil(speed.held(record(4, 2)))
+    end)
+end)
+
+describe("speed.reading", function()
+    local BYTE = 1e-4
+
+    --- As an engine would be that reads a byte in BYTE seconds.
+    local function reader(spread, per_class)
+        local groups = {}
+        for class = 8, 12 do
+            groups["first\tm\t" .. class] = { per_class or 6, 0.2 + BYTE * 1.5 * 2 ^ class, spread }
+            groups["whole\tm\t" .. class .. "\t5"] = { per_class or 6, 3 + BYTE * 1.5 * 2 ^ class, spread }
+        end
+        groups["token\tm"] = { 30, 0.05, 0, 40 }
+        groups["first\tm\t?"] = { 30, 9 }
+        return records_of(groups)
+    end
+
+    it("is how much later the first byte comes per byte to be read, over all peers and kinds of answers", function()
+        near(BYTE, speed.reading({ reader() }).m)
+        near(BYTE, speed.reading({ reader(0.05), reader(0.05) }).m)
+    end)
+
+    it("says nothing where it is in doubt", function()
+        assert.same({}, speed.reading({}))
+        assert.same({}, speed.reading({ record(50, 2) }), "one size only")
+        assert.same({}, speed.reading({ reader(3) }), "noise")
+        assert.same({}, speed.reading({ reader(0, 0.5) }), "few answers")
+        assert.same({}, speed.reading({ records_of { ["first\tm\t9"] = { 9, 2 }, ["first\tm\t12"] = { 9, 1 } } }), "sooner")
+    end)
+
+    it("is known for each model by itself", function()
+        local both = reader()
+        both.groups["first\tn\t9"] = { 9, 18, 36, 9 }
+        both.groups["first\tn\t12"] = { 9, 18, 36, 9 }
+        local found = speed.reading({ both })
+        near(BYTE, found.m)
+        assert.is_nil(found.n)
+    end)
+end)

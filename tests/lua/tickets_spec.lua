@@ -74,13 +74,14 @@ describe("tickets", function()
     it("keep what matching must know", function()
         local given = want {
             suspect = 99.5, avoid = { ["a@1:1"] = true }, preferred = { ["b@1:2"] = true }, holders = { ["b@1:2"] = 12 },
+            saves = { ["b@1:2"] = 0.125 },
         }
         tickets.add(d, SET, 3, 7, 103, given)
         local out = {}
         tickets.oldest(d, SET.key, 16, function() return true end, out)
         assert.same({
             number = 3, pid = 7, serial = 103, since = 100, model = "m:1", suspect = 99.5, avoid = { ["a@1:1"] = 1 },
-            preferred = { ["b@1:2"] = 1 }, holders = { ["b@1:2"] = 12 },
+            preferred = { ["b@1:2"] = 1 }, holders = { ["b@1:2"] = 12 }, saves = { ["b@1:2"] = 0.125 },
         }, out[1])
     end)
 

@@ -4,6 +4,7 @@
 --- Get a slot for a request: a free one at once, or a place in the queue until there is one.
 
 local attempt = require "llm_cluster.attempt"
+local health = require "llm_cluster.health"
 local lifetime = require "llm_cluster.lifetime"
 local peers = require "llm_cluster.peers"
 local prefix = require "llm_cluster.prefix"
@@ -14,6 +15,21 @@ local slots = require "llm_cluster.slots"
 
 local M = {}
 
+--- How much sooner those who hold a part of the request have read it.
+-- @return {peer id = seconds}, or nil if nobody holds any or it isn't known how long reading takes
+local function savings(ctx, view)
+    local reading = ctx.want.holders and health.reading(ctx.model)
+    if not reading then
+        return nil
+    end
+    local out, keys, most = {}, ctx.prefix, view.limits.affinity_max_wait
+    for id in pairs(ctx.want.holders) do
+        local depth = keys.depths[id] -- none where the client only says that it belongs together
+        out[id] = depth and math.min(most, reading * ctx.length * depth / #keys)
+    end
+    return next(out) and out or nil
+end
+
 --- Note who holds how much of the request's prefix.
 function M.look_up_prefix(ctx, view)
     if view.table.policy ~= "affinity" or ctx.surface.slotless or #view.peers == 1 then
@@ -22,6 +38,7 @@ function M.look_up_prefix(ctx, view)
     ctx.pin = prefix.pin(ctx.parsed, ngx.var.http_x_llm_session)
     ctx.prefix = prefix.keys(ctx.parsed, ctx.model, view.limits.affinity_blocks, ctx.surface.path)
     ctx.want.holders = prefix.holders(ctx.prefix, ctx.pin, view)
+    ctx.want.saves = savings(ctx, view)
 end
 
 --- Remember that the peer will hold the prefix now, and note how much it has still to read.
@@ -96,6 +113,14 @@ local function candidates(ctx)
     return set
 end
 
+--- There is no more waiting: take any slot that is free.
+-- @return peer; or nil and why not
+local function take_any(ctx, set)
+    ctx.want.saves = nil
+    local peer, why = queue.try(set, ctx.want)
+    return peer and claimed(ctx, peer), why
+end
+
 --- Wait for a slot until ctx.deadline.
 -- @param why there was none at once: "busy", "out", "avoided"
 local function wait_for_slot(ctx, set, why)
@@ -110,7 +135,7 @@ local function wait_for_slot(ctx, set, why)
             end
             waiter, why, detail = queue.join(ctx.ticket, set, want, ctx.length, ctx.queued)
             if not waiter then
-                return nil, why, detail
+                return take_any(ctx, set), why, detail
             end
             ctx.waiter, ctx.queued = waiter, true
         end
@@ -119,11 +144,7 @@ local function wait_for_slot(ctx, set, why)
             if id then
                 return claimed(ctx, find_peer(set.peers, id))
             elseif why == "deadline" then
-                peer, why = queue.try(set, want)
-                if peer then
-                    return claimed(ctx, peer)
-                end
-                return nil, why
+                return take_any(ctx, set)
             elseif why ~= "changed" and why ~= "out" then
                 return nil, why
             elseif why == "out" then

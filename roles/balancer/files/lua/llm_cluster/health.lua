@@ -29,13 +29,14 @@ local SUSPICION = 1          -- seconds that a failure counts for which nobody k
 local SUSPECT_RESTS = 0.5    -- seconds
 local LEAVES_SLOW = 1.25     -- times slow_share: a peer at the edge doesn't go to and fro
 local SLOW_MEMORY = 120      -- seconds that a slow peer stays one without anything new measured
+local SPEED_MEMORY = 120     -- seconds that the time to read a byte counts without anything new measured
 local NAMES = { [0] = "probing", [1] = "up", [2] = "down" }
 local PROBING, UP, DOWN = 0, 1, 2
 local REFUSED = "connection refused"
 
 local KEYS = {
     "health", "why", "since", "failures", "successes", "flaps", "hold", "resting", "returned", "lacks", "cold", "slow", "judged",
-    "good", "strikes", "spared", "suspected", "checked", "canary", "broke",
+    "good", "strikes", "spared", "suspected", "checked", "canary", "broke", "turn",
 }
 
 local function dict()
@@ -329,11 +330,34 @@ function M.measured(peer, first, tokens, decode, model, size)
     end
 end
 
---- Judge who is slow. Called by one worker, now and then.
+--- Note how long the peers' slots are held and how long reading takes.
+-- @param holding, reading what speed.judge_all() returned
+local function note_times(d, holding, reading)
+    for _, each in ipairs(holding) do
+        local key, turn = "turn:" .. each.peer.id, each.held / each.peer.slots
+        local known = d:get(key)
+        if not known or math.abs(turn - known) > known / 4 then
+            d:set(key, turn)
+            changed(d)
+        end
+    end
+    for model, seconds in pairs(reading) do
+        d:set("reading:" .. model, seconds, SPEED_MEMORY)
+    end
+end
+
+--- Seconds that the engines take to read one byte of a prompt for a model, or nil if that isn't known.
+function M.reading(model)
+    return dict():get("reading:" .. model)
+end
+
+--- Judge who is slow, and how long what takes. Called by one worker, now and then.
 -- @param view from peers.view()
 function M.judge(view)
     local d, now, share = dict(), ngx.now(), view.limits.slow_share
-    for _, verdict in ipairs(speed.judge_all(view)) do
+    local verdicts, holding, reading = speed.judge_all(view)
+    note_times(d, holding, reading)
+    for _, verdict in ipairs(verdicts) do
         local id, pace = verdict.peer.id, verdict.pace
         local slow = d:get("slow:" .. id)
         local known = slow and tonumber(slow:match("^%S+"))
@@ -386,7 +410,7 @@ local function entry_of(d, peer, return_time)
         up = state == UP, down = state == DOWN, resting_until = d:get("resting:" .. id), usable = peer.slots,
         slow = slow and tonumber(slow:match("%S+$")) or 0,
         lacks = set_of(d:get("lacks:" .. id)), cold = set_of(d:get("cold:" .. id)),
-        slots = peer.slots, returned = returned, return_time = return_time,
+        slots = peer.slots, returned = returned, return_time = return_time, turn = d:get("turn:" .. id),
     }
 end
 
@@ -422,7 +446,8 @@ end
 
 --- What is known about all peers.
 -- @return {peer id = {up, down: booleans; resting_until: ngx.now() value or nil; usable: slots that it may use now; slow: 0, or
---   the seconds that it needs longer than others to the first byte; lacks, cold: sets of models, or nil}}; don't keep it
+--   the seconds that it needs longer than others to the first byte; lacks, cold: sets of models, or nil; turn: seconds in which
+--   one of its slots becomes free on average while all are in use, or nil}}; don't keep it
 function M.snapshot()
     local d, view = dict(), peers.view()
     local version = d:get("health_version")

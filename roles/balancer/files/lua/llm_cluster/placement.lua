@@ -10,16 +10,19 @@
 -- A peer that is slow at present is a last resort: a request takes it once it has waited as long as it would lose there (the
 -- break-even rule of ski rental: at most twice the best possible in hindsight).
 --
+-- So is a peer that would read anew what a busy one holds, if a slot there is likely to be free sooner than that is read.
+--
 -- Requests that were at a peer when it died part ways for a moment: one of them may have killed it and kill the next one, and the
 -- others should not be there when it does.
 --
 -- A request ("want"): {model, since = seconds, slotless = boolean, avoid = {peer id = true} or nil: peers that failed it,
 --   preferred = {peer id = true} or nil: by its route, holders = {peer id = depth} or nil: who holds how much of its prefix,
+--   saves = {peer id = seconds} or nil: how much sooner it has read the request than one that holds nothing of it,
 --   has_fallback = boolean: another model may do,
 --   suspect = seconds or nil: when a peer died with it in its hands}
--- The fleet: {now = seconds, policy, health = {peer id = {up, resting_until, lacks, cold, slow}}, drained = {peer id = true},
---   suspects = function(id) → suspect requests there, busy = function(id) → slots in use, usable = function(peer, now) → slots
--- that it may use now}
+-- The fleet: {now = seconds, policy, health = {peer id = {up, resting_until, lacks, cold, slow, turn}},
+--   drained = {peer id = true}, suspects = function(id) → suspect requests there, busy = function(id) → slots in use,
+--   usable = function(peer, now) → slots that it may use now}
 
 local M = {}
 
@@ -60,19 +63,38 @@ function M.parts_ways(want, now)
     return want.suspect and now - want.suspect < APART or false
 end
 
---- Would it take this request now, if it has a free slot?
-local function is_open(peer, want, fleet)
-    local health = fleet.health[peer.id]
-    return not (health.resting_until and health.resting_until > fleet.now)
-        and not ((health.slow or 0) > 0 and fleet.now - want.since < health.slow)
-        and not (M.parts_ways(want, fleet.now) and fleet.suspects(peer.id) > 0)
-end
-
 --- How good the peer is for the request before load counts: higher is better.
 local function tier(peer, want, fleet)
     local health = fleet.health[peer.id]
     return ((health.slow or 0) > 0 and 0 or 4) + (want.preferred and want.preferred[peer.id] and 2 or 0)
         + (health.cold and health.cold[want.model] and 0 or 1)
+end
+
+--- Seconds that the request waits for another peer rather than take this one: what it would lose here, as long as that is more
+-- than the time in which a slot there becomes free on average.
+local function patience(peer, peers, want, fleet)
+    local saves, longest = want.saves, 0
+    local own, level = saves[peer.id] or 0, tier(peer, want, fleet)
+    for i = 1, #peers do
+        local other = peers[i]
+        local loss = (saves[other.id] or 0) - own
+        if loss > longest and not other.backup and in_rotation(other, want, fleet) and not avoids(want, other)
+            and loss > (fleet.health[other.id].turn or math.huge) and tier(other, want, fleet) >= level
+        then
+            longest = loss
+        end
+    end
+    return longest
+end
+
+--- Would it take this request now, if it has a free slot?
+-- @param peers list: all peers that may take the request
+local function is_open(peer, peers, want, fleet)
+    local health = fleet.health[peer.id]
+    return not (health.resting_until and health.resting_until > fleet.now)
+        and not ((health.slow or 0) > 0 and fleet.now - want.since < health.slow)
+        and not (M.parts_ways(want, fleet.now) and fleet.suspects(peer.id) > 0)
+        and not (want.saves and fleet.now - want.since < patience(peer, peers, want, fleet))
 end
 
 --- Choose a peer with a free slot.
@@ -102,7 +124,7 @@ function M.choose(peers, want, fleet, clock)
     for i = 1, #peers do
         local peer = peers[i]
         if in_rotation(peer, want, fleet) and not avoids(want, peer) and not (primary and peer.backup)
-            and is_open(peer, want, fleet)
+            and is_open(peer, peers, want, fleet)
         then
             local id = peer.id
             local busy = fleet.busy(id)
@@ -145,7 +167,7 @@ end
 --- May this request take a slot of this peer now?
 -- @param peers list: all peers that may take the request
 function M.may_take(peer, peers, want, fleet)
-    return in_rotation(peer, want, fleet) and not avoids(want, peer) and is_open(peer, want, fleet)
+    return in_rotation(peer, want, fleet) and not avoids(want, peer) and is_open(peer, peers, want, fleet)
         and not (peer.backup and has_primary(peers, want, fleet))
 end
 

@@ -1,7 +1,8 @@
 -- Copyright: (c) 2026, llm.cluster contributors
 -- SPDX-License-Identifier: GPL-3.0-or-later
 
---- How fast a peer answers against the others that serve the same models.
+--- How fast a peer answers against the others that serve the same models; how long it takes to read a prompt, and a slot to
+-- become free.
 --
 -- Only like is compared with like, so that a peer that gets the long prompts, or few requests whose beginning it already knows,
 -- isn't slow for that. A sample's group says what it is, and of which model:
@@ -12,9 +13,11 @@
 -- merge at the same moment one loses its part). A record is an average whose weights fade with age, by 1/e in FADE seconds: at a
 -- steady rate it weighs as many samples as came in FADE seconds.
 --
--- merge(), means() and judge() are pure.
+-- merge(), means(), judge(), held() and reading() are pure.
 
 local cjson = require "cjson.safe"
+
+local find, match = string.find, string.match
 
 local M = {}
 
@@ -158,6 +161,60 @@ function M.judge(record, means)
     return pace, pace < 1 and math.max(LEAST_EXTRA, losses.first or losses.whole or losses.token) or 0
 end
 
+--- Seconds that an answer of the peer holds its slot on average; nil if too little is known.
+function M.held(record)
+    local answers, seconds = 0, 0
+    for group, sums in pairs(record.groups) do
+        if find(group, "token", 1, true) == 1 then
+            seconds = seconds + sums[2] / sums[1] * sums[4]
+        else
+            answers, seconds = answers + sums[1], seconds + sums[2]
+        end
+    end
+    return answers >= ENOUGH and seconds / answers or nil
+end
+
+--- Samples of like answers: {n, x = Σ size, y = Σ seconds, xx, xy, yy}.
+local function add_like(like, size, sums)
+    local n = sums[1]
+    like.n, like.x, like.y = like.n + n, like.x + n * size, like.y + sums[2]
+    like.xx, like.xy, like.yy = like.xx + n * size * size, like.xy + size * sums[2], like.yy + sums[3]
+end
+
+--- Seconds that an engine takes to read a byte of a prompt: how much later the first byte comes when the prompt is longer (least
+-- squares over the classes of size, among answers of the same kind and length).
+-- @param records list of records that have faded to the same moment
+-- @return {model = seconds}, without those where that is not beyond doubt
+function M.reading(records)
+    local likes, models, out = {}, {}, {}
+    for _, record in ipairs(records) do
+        for group, sums in pairs(record.groups) do
+            local kind, model, size, tokens = match(group, "^(%a+)\t([^\t]*)\t(%d+)\t?(.*)$")
+            if kind then
+                local name = kind .. "\t" .. model .. "\t" .. tokens
+                likes[name] = likes[name] or { model = model, n = 0, x = 0, y = 0, xx = 0, xy = 0, yy = 0 }
+                add_like(likes[name], 1.5 * 2 ^ size, sums)
+            end
+        end
+    end
+    for _, like in pairs(likes) do
+        local sum = models[like.model] or { free = -1, xx = 0, xy = 0, yy = 0 }
+        models[like.model] = sum
+        sum.free = sum.free + like.n - 1
+        sum.xx = sum.xx + like.xx - like.x * like.x / like.n
+        sum.xy = sum.xy + like.xy - like.x * like.y / like.n
+        sum.yy = sum.yy + like.yy - like.y * like.y / like.n
+    end
+    for model, sum in pairs(models) do
+        local slope = sum.xx > 0 and sum.xy / sum.xx or 0
+        local doubt = slope > 0 and math.sqrt(math.max(0, sum.yy - slope * sum.xy) / math.max(1, sum.free) / sum.xx) or 0
+        if sum.free >= ENOUGH and slope > NOISE * doubt then
+            out[model] = slope
+        end
+    end
+    return out
+end
+
 --- Hand over what this worker has noted, if it is time.
 function M.flush()
     local now = ngx.now()
@@ -182,9 +239,9 @@ end
 
 --- Judge every peer that something was measured at.
 -- @param view from peers.view()
--- @return list of {peer, pace, extra}
+-- @return list of {peer, pace, extra}; list of {peer, held = seconds}; and {model = seconds to read a byte}
 function M.judge_all(view)
-    local d, now, out = ngx.shared[DICT], ngx.now(), {}
+    local d, now, out, holding = ngx.shared[DICT], ngx.now(), {}, {}
     local measured, records = {}, {}
     for _, peer in ipairs(view.peers) do
         local text = d:get("speed:" .. peer.id)
@@ -199,8 +256,12 @@ function M.judge_all(view)
         if pace then
             out[#out + 1] = { peer = peer, pace = pace, extra = extra }
         end
+        local held = M.held(records[i])
+        if held then
+            holding[#holding + 1] = { peer = peer, held = held }
+        end
     end
-    return out
+    return out, holding, M.reading(records)
 end
 
 return M

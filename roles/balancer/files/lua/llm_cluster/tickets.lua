@@ -13,7 +13,7 @@ local M = {}
 
 -- During an upgrade's reload old and new workers share the queue. What pack() writes is only for those who read the same form, so
 -- a change of it changes this name.
-local KIND = ":t1:"
+local KIND = ":t2:"
 
 local resolved, resolved_version = {}, nil -- set key → list of peers, for one version of the table
 
@@ -99,23 +99,24 @@ end
 local function pack(want)
     return table.concat({
         want.since, want.model, want.suspect or "",
-        pack_map(want.avoid), pack_map(want.preferred), pack_map(want.holders),
+        pack_map(want.avoid), pack_map(want.preferred), pack_map(want.holders), pack_map(want.saves),
     }, "\n")
 end
 
 --- The entry of a list as a waiting request.
--- @return {number, pid, serial, since, model, suspect, avoid, preferred, holders}, or nil if it does not wait any more
+-- @return {number, pid, serial, since, model, suspect, avoid, preferred, holders, saves}, or nil if it does not wait any more
 local function read(d, entry)
     local number, pid, serial = entry:match("^(%d+):(%d+):(%d+)$")
     local text = number and d:get(pid .. KIND .. serial)
     if not text then
         return nil
     end
-    local since, model, suspect, avoid, preferred, holders = text:match("^(.-)\n(.-)\n(.-)\n(.-)\n(.-)\n(.*)$")
+    local since, model, suspect, avoid, preferred, holders, saves
+        = text:match("^(.-)\n(.-)\n(.-)\n(.-)\n(.-)\n(.-)\n(.*)$")
     return {
         number = tonumber(number), pid = tonumber(pid), serial = tonumber(serial), since = tonumber(since),
         model = model, suspect = tonumber(suspect), avoid = unpack_map(avoid), preferred = unpack_map(preferred),
-        holders = unpack_map(holders),
+        holders = unpack_map(holders), saves = unpack_map(saves),
     }
 end
 
