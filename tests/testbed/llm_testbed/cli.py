@@ -1,24 +1,26 @@
 # Copyright: (c) 2026, llm.cluster contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command line: up, down, status, images."""
+"""The command line: up, down, prepare, status, images."""
 
 from __future__ import annotations
 
 import argparse
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .bed import Wanted, assign_addresses, ensure_hosts, find_hosts, remove_hosts, write_state
+from .bed import Wanted, assign_addresses, container_name, ensure_hosts, find_hosts, remove_hosts, write_state
 from .engine import engine_answers, ensure_engine, stop_own_engine
 from .host import read_host_settings
 from .image import SYSTEMS, ensure_images
 from .lock import locked
 from .network import beds, ensure_network, free_addresses, remove_network
 from .shell import TestbedError
+from .snapshot import snapshots, take_snapshot, wanted_snapshots
 from .ssh import ensure_key, remove_state
 
 _CHECKOUT = Path(__file__).resolve().parents[3]
@@ -45,24 +47,51 @@ def up(options: argparse.Namespace) -> None:
     """Have the bed with the given hosts; hosts that it has beyond them are left as they are."""
     folder = _state_folder(options)
     wanted = wanted_hosts(options.host, options.publish)
-    with locked(f"bed-{options.name}"):
+    bring_up(options.name, folder, wanted, options.snapshot)
+    print(f"Log in with: ssh -F {folder / 'ssh_config'} {wanted[0].name}")
+
+
+def bring_up(name: str, folder: Path, wanted: Sequence[Wanted], key: str | None = None) -> None:
+    """Have the bed with these hosts, made from the snapshots of a key where there are any."""
+    with locked(f"bed-{name}"):
         with locked(_SHARED):
             with _timed("Docker Engine"):
                 ensure_engine()
             with _timed("node images"):
                 tags = ensure_images({host.system for host in wanted}, read_host_settings())
+            if key:
+                tags |= snapshots(tags, key)
             with _timed("network"):
-                subnet = ensure_network(options.name)
+                subnet = ensure_network(name)
         with _timed("hosts with systemd"):
-            present = find_hosts(options.name)
+            present = find_hosts(name)
             free = free_addresses(subnet, {host.address for host in present.values()})
             addresses = assign_addresses([host.name for host in wanted], present, free)
-            ensure_hosts(options.name, wanted, tags, addresses, ensure_key(folder))
+            ensure_hosts(name, wanted, tags, addresses, ensure_key(folder))
         with _timed("SSH"):
-            hosts = write_state(options.name, folder)
+            hosts = write_state(name, folder)
     for host in hosts.values():
         print(f"{host.name:<16} {host.system:<10} {host.address}")
-    print(f"Log in with: ssh -F {folder / 'ssh_config'} {wanted[0].name}")
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Have a snapshot of what a command makes of a bare host. The host is gone afterwards."""
+    folder = _state_folder(options)
+    name, system = options.host
+    with locked(_SHARED):
+        ensure_engine()
+        tags = ensure_images({system}, read_host_settings())
+        if snapshots(tags, options.snapshot):
+            print("The snapshot is there.")
+            return
+    bring_up(options.name, folder, [Wanted(name, system)])
+    with _timed("prepared"):
+        done = subprocess.run(options.work, check=False)
+    if done.returncode != 0:
+        raise TestbedError(f"{options.work[0]} failed (exit code {done.returncode}); {name} is as it left it.")
+    with _timed("snapshot"), locked(f"bed-{options.name}"), locked(_SHARED):
+        container = container_name(options.name, name)
+        take_snapshot(container, system, wanted_snapshots(tags, options.snapshot)[system])
 
 
 def down(options: argparse.Namespace) -> None:
@@ -174,7 +203,22 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HOST=PORT_HERE:PORT_THERE",
         help="open a host's port on 127.0.0.1 of this machine",
     )
+    command.add_argument(
+        "--snapshot", metavar="KEY", help="make hosts from the snapshots of this key, if there are any"
+    )
     command.set_defaults(command=up)
+
+    command = commands.add_parser(
+        "prepare",
+        parents=[bed],
+        help="have a snapshot of what a command makes of a bare host; harmless when it is there",
+    )
+    command.add_argument(
+        "--host", type=parse_host, required=True, metavar="NAME=SYSTEM", help="the host; gone afterwards"
+    )
+    command.add_argument("--snapshot", metavar="KEY", required=True, help="says all that the command's work depends on")
+    command.add_argument("work", nargs="+", metavar="COMMAND", help="does the work, by the bed's ssh_config")
+    command.set_defaults(command=prepare)
 
     command = commands.add_parser("down", parents=[bed], help="remove a bed; harmless when there is none")
     command.set_defaults(command=down)

@@ -35,7 +35,7 @@ _NO_DOCS = ("path-exclude=/usr/share/man/*", "path-exclude=/usr/share/doc/*", "p
 def ensure_images(systems: set[str], settings: HostSettings, *, rebuild: bool = False) -> dict[str, str]:
     """Have an image for each system, building those that are missing; returns system → image tag."""
     tags = {system: image_tag(system, settings) for system in sorted(systems)}
-    missing = [system for system, tag in tags.items() if rebuild or not _image_exists(tag)]
+    missing = [system for system, tag in tags.items() if rebuild or not image_exists(tag)]
     bases = dict(zip(missing, side_by_side(lambda system: _find_base(SYSTEMS[system], rebuild), missing), strict=True))
     if None in bases.values():
         _prepare_bootstrap()
@@ -54,6 +54,11 @@ def image_tag(system: str, settings: HostSettings) -> str:
 def image_id(tag: str) -> str:
     """The id of a local image; it tells apart two builds of one recipe."""
     return docker("image", "inspect", "--format", "{{.Id}}", tag)
+
+
+def image_exists(tag: str) -> bool:
+    """Whether there is a local image of this tag."""
+    return attempt(["docker", "image", "inspect", tag]).returncode == 0
 
 
 def node_files(system: str, settings: HostSettings) -> dict[str, str]:
@@ -95,10 +100,6 @@ def render_pip_conf(settings: Mapping[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _image_exists(tag: str) -> bool:
-    return attempt(["docker", "image", "inspect", tag]).returncode == 0
-
-
 def _build(system: str, tag: str, base: str | None, settings: HostSettings, *, rebuild: bool) -> None:
     codename = SYSTEMS[system]
     if base is None:
@@ -133,7 +134,7 @@ def _find_base(codename: str, rebuild: bool) -> str | None:
     if attempt(["docker", "pull", "--quiet", public], timeout=_PULL_SECONDS).returncode == 0:
         return public
     candidates = () if rebuild else (public, _made_base(codename))
-    return next((tag for tag in candidates if _image_exists(tag)), None)
+    return next((tag for tag in candidates if image_exists(tag)), None)
 
 
 def _prepare_bootstrap() -> None:
