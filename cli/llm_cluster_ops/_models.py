@@ -61,10 +61,11 @@ class NewModel:
             raise UsageError(f"{source!r} can't be a source: Ansible would take it for a template.")
         if re.match(r"https?://", source):
             return {"url": source}
-        file = Path(source).expanduser().absolute()
+        file, here = Path(source).expanduser().resolve(), folder.resolve()
         if file.is_file():
-            inside = file.is_relative_to(folder)
-            return {"file": f"{{{{ inventory_dir }}}}/{file.relative_to(folder)}" if inside else str(file)}
+            return {
+                "file": f"{{{{ inventory_dir }}}}/{file.relative_to(here)}" if file.is_relative_to(here) else str(file)
+            }
         if source.startswith(("/", ".", "~")) or source.lower().endswith(".gguf"):
             raise UsageError(
                 f"There is no file {file}. A source is a file here, a URL, or a name in Ollama's registry."
@@ -152,7 +153,8 @@ def text_with_model(text: str, group: str, entry: Mapping[str, Any]) -> str:
         models = found["vars"][LIST] = CommentedSeq()
     if not isinstance(models, CommentedSeq):
         raise ClusterError(f"{LIST} is not a list there")
-    models.append(dict(entry))
+    # As PyYAML writes it, which Ansible reads with: a model called yes needs its quotes.
+    models.append(_inventory.load(_inventory.dump(dict(entry)), "entry"))
     return _inventory.dump_like(data, text)
 
 

@@ -195,7 +195,8 @@ def watched(cluster: Cluster, what: str, seconds: float | None) -> None:
     cluster.watcher = Silent()
     console = Console()
     # In its own place, so that what was on the screen is there again afterwards.
-    with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live, until_stopped():
+    first = Text("Looking; Ctrl-C ends it")
+    with Live(first, console=console, screen=console.is_terminal, auto_refresh=False) as live, until_stopped():
         while True:
             text = "\n".join(cluster.show(what, passing=True).messages)
             if console.is_terminal:

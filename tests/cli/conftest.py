@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import socketserver
 import subprocess
 import sys
@@ -77,14 +78,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of a fresh environment with the wheel in it."""
     folder = tmp_path_factory.mktemp("venv")
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    pip(folder / "bin" / "python", "install", "--constraint", str(ROOT / "tests" / "constraints.txt"), str(wheel))
-    return folder / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    python = folder / "bin" / "python"
+    pip(python, "install", "--no-compile", "--constraint", str(ROOT / "tests" / "constraints.txt"), str(wheel))
+    return python
 
 
 def pip(python: Path, *arguments: str) -> None:
-    """Run pip of an environment."""
-    argv = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
+    """Run our pip on an environment, which so needs none. What is never imported need not be compiled."""
+    argv = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", f"--python={python}", *arguments]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -175,6 +177,19 @@ def folder(place: Place, home_with_cluster: Path, balancer: SimulatedBalancer, t
         f"balancer_admin_socket: {tmp_path / 'admin.sock'}\n"
     )
     return office
+
+
+def closed_port() -> int:
+    """A port at which nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Ansible's processes that work on a cluster's folder."""
+    listed = subprocess.run(["ps", "-ewwo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if "ansible-playbook" in line and str(folder) in line]
 
 
 Cluster = Callable[..., subprocess.CompletedProcess[str]]

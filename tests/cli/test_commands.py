@@ -5,22 +5,15 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
-import socket
 import stat
 import subprocess
 import time
 from pathlib import Path
 
 import yaml
-from cli.conftest import Cluster, Place, SimulatedBalancer
-
-
-def closed_port() -> int:
-    """A port at which nobody listens."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+from cli.conftest import Cluster, Place, SimulatedBalancer, closed_port, processes_of
 
 
 def log_of(output: str) -> Path:
@@ -118,52 +111,93 @@ def test_ctrl_c_stops_cleanly_and_says_how_things_stand(
     deadline = time.monotonic() + 30
     while not balancer.marks.get("node1") and time.monotonic() < deadline:
         time.sleep(0.1)
-    time.sleep(2)
+    time.sleep(1)
     (private,) = (tmp_path / "tmp").glob("llm-cluster-*")
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
     kept = "".join(file.read_text() for file in private.rglob("*") if file.is_file())
     assert "SECRET_OF_THE_USER" not in kept
     assert "team-a" in kept or "node1" in kept
+    assert len(processes_of(folder)) > 1
+    began = time.monotonic()
     working.send_signal(signal.SIGINT)
     output, errors = working.communicate(timeout=40)
+    assert time.monotonic() - began < 15
     assert working.returncode == 1, errors
     assert "Stopped in the middle of drain" in errors
     assert "balancer: stopped in Drain the node on every balancer, at: Wait until" in errors
     assert "Run the same command again" in errors
     assert "Traceback" not in output + errors
     assert not list((tmp_path / "tmp").glob("llm-cluster-*"))
-    left = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    assert [line for line in left.splitlines() if "ansible-playbook" in line and str(folder) in line] == []
+    # Ansible's workers have sessions of their own; none of them goes on until its module ends.
+    assert processes_of(folder) == []
 
 
-def test_on_a_terminal_there_is_a_live_table(place: Place, folder: Path, balancer: SimulatedBalancer) -> None:
-    balancer.busy = 1
-    session = f"llm-cluster-{place.home.parent.name}"
+class Terminal:
+    """A real terminal, in which a command runs; then it shows the command's exit code."""
 
-    def tmux(*arguments: str) -> str:
-        argv = ["tmux", "-L", session, *arguments]
-        return subprocess.run(argv, capture_output=True, text=True, check=True, env=place.environment).stdout
+    def __init__(self, place: Place, folder: Path, command: str) -> None:
+        self.session = f"llm-cluster-{place.home.parent.name}"
+        # Its width is its own.
+        self.environment = {name: value for name, value in place.environment.items() if name != "COLUMNS"}
+        shown = f"echo before; {place.python.parent / 'llm'} cluster {command}; echo ended with $?; read wait"
+        self.tmux("new-session", "-d", "-x", "120", "-y", "24", "-c", str(folder), shown)
 
-    def seen(words: str) -> str:
-        deadline = time.monotonic() + 30
-        while words not in (screen := tmux("capture-pane", "-p")):
+    def tmux(self, *arguments: str) -> str:
+        """Ask tmux."""
+        argv = ["tmux", "-L", self.session, *arguments]
+        return subprocess.run(argv, capture_output=True, text=True, check=True, env=self.environment).stdout
+
+    def seen(self, words: str) -> str:
+        """Wait until words are on the screen, and return the screen."""
+        deadline = time.monotonic() + 90
+        while words not in (screen := self.tmux("capture-pane", "-p")):
             assert time.monotonic() < deadline, screen
             time.sleep(0.1)
         return screen
 
-    llm = place.python.parent / "llm"
-    tmux("new-session", "-d", "-x", "120", "-y", "20", "-c", str(folder), f"{llm} cluster drain node1; read wait")
-    try:
-        live = seen("Wait until it has finished")
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.tmux("kill-server")
+
+
+def test_on_a_terminal_there_is_a_live_table(place: Place, folder: Path, balancer: SimulatedBalancer) -> None:
+    balancer.busy = 1
+    with Terminal(place, folder, "drain node1") as terminal:
+        live = terminal.seen("Wait until it has finished")
         assert "host" in live
         assert "phase" in live
         assert "balancer  Drain the node on every" in live
         balancer.busy = 0
-        done = seen("drain: done")
+        done = terminal.seen("drain: done")
         # The table is gone; what is left is the summary.
         assert "phase" not in done
-    finally:
-        tmux("kill-server")
+
+
+def test_watching_shows_one_screen_that_is_drawn_anew(place: Place, folder: Path, balancer: SimulatedBalancer) -> None:
+    def drawn(screen: str) -> str:
+        """When it was drawn."""
+        (stamp,) = re.findall(r"^(\d\d:\d\d:\d\d)  Ctrl-C ends it$", screen, re.M)
+        return str(stamp)
+
+    with Terminal(place, folder, "stats --watch 1") as terminal:
+        terminal.seen("Looking; Ctrl-C ends it")
+        first = later = terminal.seen("  Ctrl-C ends it")
+        assert "before" not in first
+        deadline = time.monotonic() + 90
+        while drawn(later) == drawn(first):
+            assert time.monotonic() < deadline, later
+            time.sleep(0.2)
+            later = terminal.seen("  Ctrl-C ends it")
+        # In its place, not below it: drawn() found one stamp.
+        for node in ("node1", "node2"):
+            assert later.count(node) == first.count(node) > 0, later
+        terminal.tmux("send-keys", "C-c")
+        # What was on the screen is there again, and nothing else.
+        assert terminal.seen("ended with 0").split() == ["before", "ended", "with", "0"]
+    # What only looks leaves no log that pushes those of work out.
+    assert not list((place.home / ".local" / "state" / "llm-cluster" / "office").iterdir())
 
 
 def test_a_host_that_can_not_be_reached_is_told_in_the_words_of_ssh(cluster: Cluster, folder: Path) -> None:
@@ -271,6 +305,26 @@ def test_use_sets_up_llm_with_the_vaults_key_and_undo_takes_it_out(
     assert "gemma3:4b" not in place.run("llm", "models").stdout
     assert not (settings / "keys.json").exists() or key not in (settings / "keys.json").read_text()
     assert "mine" in (settings / "extra-openai-models.yaml").read_text()
+
+
+def test_use_has_llm_trust_a_self_signed_endpoint_and_undo_takes_that_back(
+    cluster: Cluster, folder: Path, place: Place, tmp_path: Path
+) -> None:
+    certificate, known = ("-----BEGIN CERTIFICATE-----\n" + text + "\n-----END CERTIFICATE-----\n" for text in "ab")
+    (tmp_path / "endpoint.crt").write_text(certificate)
+    (tmp_path / "known.pem").write_text(known)
+    (folder / "host_vars" / "balancer.yml").write_text("llm_address: 192.0.2.10\n")
+    (folder / "group_vars" / "all" / "tls.yml").write_text(
+        f"llm_endpoint_tls: self_signed\nbalancer_tls_certificate: {tmp_path / 'endpoint.crt'}\n"
+    )
+    used = cluster("use", SSL_CERT_FILE=str(tmp_path / "known.pem"))
+    assert used.returncode == 0, used.stdout + used.stderr
+    bundle = place.home / "llm" / "llm-cluster-office.pem"
+    assert f"\n  export SSL_CERT_FILE={bundle}\n" in used.stdout
+    assert bundle.read_text() == f"{known}\n# office\n{certificate}".replace("\n\n#", "\n#")
+    undone = cluster("use", "--undo")
+    assert f"Taken out of {bundle}." in undone.stdout
+    assert not bundle.exists()
 
 
 def place_log(place: Place) -> str:

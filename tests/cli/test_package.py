@@ -112,7 +112,7 @@ def test_python_has_the_same_operations(place: Place, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def with_the_other(installed: Path) -> Path:
     """The environment, now with llm-cluster, which was installed after ours."""
-    pip(installed, "install", "llm-cluster>=0.2,<0.3")
+    pip(installed, "install", "--no-compile", "llm-cluster>=0.2,<0.3")
     return installed
 
 

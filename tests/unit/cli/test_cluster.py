@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import configparser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from llm_cluster_ops import Cluster, _create, _folder
+from llm_cluster_ops import Cluster, _create, _folder, _inventory, _models, _use
 from llm_cluster_ops._errors import ClusterError, UsageError
 from llm_cluster_ops.cluster import parse_host, parse_labels
 
@@ -73,11 +74,36 @@ def test_new_folders_have_the_checkouts_settings_of_ansible() -> None:
         return {name: dict(parser[name]) for name in ("defaults", "ssh_connection")}
 
     made = settings(_create.ANSIBLE_CFG.format(password_file="x", name="n", written="w"))
+    assert made["defaults"]["inventory_ignore_patterns"] == "w"
     for own in ("inventory", "inventory_ignore_patterns", "vault_password_file"):
         del made["defaults"][own]
     checkout = settings((ROOT / "ansible.cfg").read_text())
     del checkout["defaults"]["collections_path"]
     assert made == checkout
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "",
+        "[defaults]\nforks = 5\ninventory_ignore_patterns = ^old\\.yml$\n",
+        "[inventory]\nignore_patterns = ^old\\.yml$\n",
+    ],
+)
+def test_what_playbooks_write_is_no_inventory_whatever_the_operators_ansible_cfg_says(
+    tmp_path: Path, settings: str
+) -> None:
+    (tmp_path / "nodes.yml").write_text("llm_nodes:\n  hosts:\n    node1:\nall:\n  vars:\n    a: 1\n")
+    (tmp_path / "hosts.ini").write_text("[llm_balancers]\nbalancer\n")
+    (tmp_path / "old.yml").write_text("llm_nodes:\n  hosts:\n    node9:\n")
+    (tmp_path / "models.lock.yml").write_text("models:\n  hosts:\n    gemma3:4b:\n")
+    (tmp_path / "result.json").write_text('{"models": {"hosts": {"other": {}}}}')
+    if settings:
+        (tmp_path / "ansible.cfg").write_text(settings)
+    nodes = ["node1"] if settings else ["node1", "node9"]
+    assert _inventory.read(tmp_path).members("llm_nodes") == nodes
+    assert sorted(_inventory.read(tmp_path).hosts) == sorted(["balancer", *nodes])
+    assert sorted(_models.host_variables(tmp_path)) == sorted(["balancer", *nodes])
 
 
 def test_from_a_checkout_the_checkouts_collection_runs() -> None:
@@ -107,3 +133,20 @@ def test_vaults_need_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
             _folder.check_vault(tmp_path)
     else:
         _folder.check_vault(tmp_path)
+
+
+def test_certificates_that_are_trusted_anyway_stay_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "llm"))
+    (tmp_path / "own.pem").write_text("own\n")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "own.pem"))
+    bundle = _use.trust("office", "theirs\n")
+    assert bundle is not None
+    assert bundle.read_text() == "own\n# office\ntheirs\n"
+    # Now it is what SSL_CERT_FILE names, as it was said; it is not put into itself.
+    monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+    monkeypatch.setattr(_use, "CERTIFICATES", (str(tmp_path / "own.pem"),))
+    monkeypatch.setattr("ssl.get_default_verify_paths", lambda: SimpleNamespace(openssl_cafile="/nowhere"))
+    assert _use.trust("office", "new\n") == bundle
+    assert bundle.read_text() == "own\n# office\nnew\n"
+    assert _use.trust("office", "") is None
+    assert not bundle.exists()
