@@ -72,8 +72,9 @@ def test_plain_and_streamed(name: str, fleet: MakeFleet, tmp_path: Path) -> None
     with running(system, peers(engines), tmp_path):
         engines.report(forget=True)  # LiteLLM and others ask peers at their start
         pids = system.pids()
-        results = ask(system, questions(2, 0.02)) + ask(system, questions(2, 0.02, stream=True))
+        results = ask(system, questions(2, 0.02)) + ask(system, questions(2, 0.02, stream=True, max_tokens=7))
         assert all(result.ok for result in results), results
+        assert [result.tokens for result in results[2:]] == [7, 7]
         assert sum(len(each["log"]) for each in engines.report().values()) == 4
     assert (name == "direct") == (not pids)
     assert not [pid for pid in pids if alive(pid)]

@@ -269,7 +269,8 @@ class Connection(asyncio.Protocol):
 
     async def work(self, body: dict[str, Any], mode: str, entry: dict[str, Any]) -> None:
         engine, spec = self.engine, self.engine.spec
-        tokens = int(body.get("max_tokens") or spec.tokens)
+        # The second name is OpenAI's newer one for it, which some proxies put in place of the first.
+        tokens = int(body.get("max_tokens") or body.get("max_completion_tokens") or spec.tokens)
         stream = bool(body.get("stream"))
         prompt = prompt_of(body)
         service = body.get("sim_service")

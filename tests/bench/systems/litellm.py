@@ -28,6 +28,12 @@ START_SECONDS = 180
 
 
 class LiteLLM(System):
+    """All slots busy: requests are spread all the same, by chance, and wait inside the engines.
+
+    A node dies: its requests are tried again, by chance elsewhere; streams under way end with an error event. A node
+    hangs: those in its hands wait for the whole time-out.
+    """
+
     name = "litellm"
     label = "LiteLLM, simple-shuffle"
     # The strategy that its documentation recommends, by weights, which are here what the peers can take.
@@ -84,14 +90,25 @@ class LiteLLM(System):
         ]
         return {
             "model_list": deployments,
-            "router_settings": {"routing_strategy": self.strategy, "num_retries": 2},
+            # Its guide's way to leave out a node that fails: one failure is forgiven, then it rests.
+            "router_settings": {
+                "routing_strategy": self.strategy,
+                "num_retries": 3,
+                "allowed_fails": 1,
+                "cooldown_time": 5,
+            },
             "litellm_settings": {"request_timeout": ANSWER_SECONDS, "set_verbose": False, "json_logs": True},
             "general_settings": {"disable_error_logs": True, "disable_spend_logs": True},
         }
 
 
 class LiteLLMLeastBusy(LiteLLM):
-    """Counts requests under way, so it has one worker: several would need a Redis to count together."""
+    """Counts requests under way, so it has one worker: several would need a Redis to count together.
+
+    All slots busy: requests wait inside the engine that has the fewest, however many slots it has. A node dies: it
+    looks the least busy, so some of its requests are tried there until they have no try left and get 500, until it
+    rests.
+    """
 
     name = "litellm_least_busy"
     label = "LiteLLM, least-busy"

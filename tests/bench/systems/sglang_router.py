@@ -21,7 +21,7 @@ class SglangRouter(System):
     A node dies: what it had not begun to answer is tried elsewhere; a stream just ends. A node hangs: new requests go
     elsewhere after two probes, those in its hands wait for the whole time-out.
 
-    It writes bodies anew, without fields that it does not know.
+    It writes bodies anew, without fields that it does not know, and with `max_completion_tokens` for `max_tokens`.
     """
 
     name = "sglang_router"
