@@ -24,6 +24,8 @@ local MAX_HEAD = 65536       -- bytes
 local MAX_HEADERS = 100
 local MAX_INFORMATIONAL = 4
 local MAX_LINE = 1024        -- of a chunk
+local MAX_LINES_KEPT = 256   -- of heads, whose meaning is remembered
+local MAX_LINE_KEPT = 128    -- bytes
 local POOL_IDLE = 4          -- seconds; llama.cpp closes after 5
 local POOL_SIZE = 64         -- per peer and worker
 local READ = 65536
@@ -211,30 +213,58 @@ local function trimmed(value)
     return value
 end
 
--- Patterns are no work for LuaJIT: each leaves compiled code. So one looks at the whole head, and lines are looked at in plain.
+-- Engines send the same lines again and again, and patterns are no work for LuaJIT: each one leaves compiled code. So what a line
+-- says is kept, under the line itself.
+local known_lines, lines_kept = {}, 0
+
+local function keep(line, said)
+    if #line <= MAX_LINE_KEPT then
+        if lines_kept == MAX_LINES_KEPT then
+            known_lines, lines_kept = {}, 0
+        end
+        known_lines[line], lines_kept = said, lines_kept + 1
+    end
+    return said
+end
+
+--- @return {status, minor}, or nil
+local function status_of(line)
+    local minor, status = match(line, "^HTTP/1%.([01]) (%d%d%d)[^\r\n]*$")
+    return minor and keep(line, { status = tonumber(status), minor = tonumber(minor) })
+end
+
+--- @return {name (lower-case), value}, or nil
+local function header_of(line)
+    local colon = find(line, ":", 1, true)
+    local name = colon and fold_name(sub(line, 1, colon - 1))
+    local value = name and sub(line, colon + 1)
+    if not name or find(value, "[%z\1-\8\10-\31\127]") then
+        return nil
+    end
+    return keep(line, { name = name, value = trimmed(value) })
+end
+
 local function parse_head(text)
-    local minor, status = match(text, "^HTTP/1%.([01]) (%d%d%d)[^\r\n]*\r\n")
-    if not minor then
+    local stop = find(text, "\r\n", 1, true)
+    local line = sub(text, 1, stop - 1)
+    local first = known_lines[line] or status_of(line)
+    if not first or not first.status then
         return nil, "its status line is not HTTP/1.1"
     end
-    local from = find(text, "\n", 1, true) + 1
-    if find(text, "[%z\1-\8\11\12\14-\31\127]", from) then
-        return nil, "it sent a header line that is none"
-    end
-    local headers, count = {}, 0
+    local headers, count, from = {}, 0, stop + 2
     while from <= #text do
-        local stop, colon = find(text, "\r\n", from, true), find(text, ":", from, true)
-        local name = colon and colon < stop and fold_name(sub(text, from, colon - 1))
-        local value = name and sub(text, colon + 1, stop - 1)
-        if not name or find(value, "\r", 1, true) or find(value, "\n", 1, true) then
+        stop = find(text, "\r\n", from, true)
+        line = sub(text, from, stop - 1)
+        local header = known_lines[line] or header_of(line)
+        local name = header and header.name
+        if not name then
             return nil, "it sent a header line that is none"
         end
         count = count + 1
         if count > MAX_HEADERS then
             return nil, "it sent more than " .. MAX_HEADERS .. " headers"
         end
-        value = trimmed(value)
-        local before = headers[name]
+        local value, before = header.value, headers[name]
         if before and name == "content-length" then
             if before ~= value then
                 return nil, "it sent two different lengths"
@@ -244,7 +274,7 @@ local function parse_head(text)
         end
         from = stop + 2
     end
-    return { status = tonumber(status), minor = tonumber(minor), headers = headers }
+    return { status = first.status, minor = first.minor, headers = headers }
 end
 
 --- Read status and headers.
