@@ -14,7 +14,7 @@ from load.client import Ask, Load, Result, poisson, share
 
 ENGINES, SLOTS, THREADS = 2, 2, 1
 CHATS, TURNS = 14, 5
-RATE = 0.3  # chats that begin in a second
+RATE = 0.15  # chats that begin in a second
 TOKENS = 16
 SECONDS = 240
 
