@@ -42,25 +42,25 @@ def compare(  # noqa: PLR0917 what wrk is told
     system: System, direct: tuple[str, int], folder: Path, size: int, connections: int, seconds: float
 ) -> Figures:
     """In turns with direct; of each the best of the rounds, because what disturbs only ever slows."""
-    best, rate, costs, bad = [], [], [], 0
+    straights, throughs, costs = [], [], []
     for _ in range(ROUNDS):
-        straight = wrk.wrk(direct, folder, size * 1024, connections, seconds)
+        straights.append(wrk.wrk(direct, folder, size * 1024, connections, seconds))
         with Meter(system) as meter:
-            through = wrk.wrk((system.address, system.port), folder, size * 1024, connections, seconds)
-        best.append((straight, through))
-        rate.append(through.rate)
-        costs.append(meter.used / max(1, through.requests))
-        bad += through.bad
+            throughs.append(wrk.wrk((system.address, system.port), folder, size * 1024, connections, seconds))
+        costs.append(meter.used / max(1, throughs[-1].requests))
     name = f"{size}kB_{connections}"
-    return {
-        f"{name}_direct_p50_ms": min(straight.half for straight, _ in best),
-        f"{name}_direct_p99_ms": min(straight.most for straight, _ in best),
-        f"{name}_p50_ms": min(through.half for _, through in best),
-        f"{name}_p99_ms": min(through.most for _, through in best),
-        f"{name}_per_s": max(rate),
+    figures: Figures = {
+        f"{name}_direct_p50_ms": min(each.half for each in straights),
+        f"{name}_direct_p99_ms": min(each.most for each in straights),
+        f"{name}_per_s": max(each.rate for each in throughs),
         f"{name}_cpu_ms": 1000 * min(costs),
-        f"{name}_bad": bad,
+        f"{name}_bad": sum(each.bad for each in throughs),
     }
+    # A round may have been too short for a single answer.
+    if answered := [each for each in throughs if each.requests]:
+        figures[f"{name}_p50_ms"] = min(each.half for each in answered)
+        figures[f"{name}_p99_ms"] = min(each.most for each in answered)
+    return figures
 
 
 def added(row: Row, name: str, part: str) -> float | None:
