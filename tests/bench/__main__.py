@@ -85,7 +85,7 @@ def brief(record: Record) -> str:
 
 def about(system: type[System]) -> str:
     """What it does when all is busy or a node dies, as its class says."""
-    return inspect.cleandoc(system.__doc__ or "").replace("\n", " ")
+    return " ".join((inspect.getdoc(system) or "").split())
 
 
 def head(form: str, systems: list[str], missing: dict[str, str], command: str) -> dict[str, Any]:

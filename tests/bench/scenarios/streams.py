@@ -16,6 +16,7 @@ from load.client import Ask, Load, Result, chat, share
 
 TITLE = "Streams"
 GAP = 0.2  # seconds between tokens of one stream
+ROUNDS = 2
 
 
 def points(full: bool, systems: list[str]) -> list[Point]:
@@ -32,31 +33,41 @@ def run(point: Point, system: System, folder: Path) -> Figures:
     with rig(system, engines, folder) as here:
         # They begin within one gap, evenly: their tokens then come evenly, too.
         asks = [Ask(GAP * i / count, chat(stream=True, max_tokens=tokens)) for i in range(count)]
-        direct = Load(engines[0].port, asks, address=engines[0].address)
-        with direct:
-            pass
+        direct, through = [], []
         with Meter(system) as meter:
-            through = here.ask(asks)
-    good = sum(r.tokens for r in through if r.ok)
+            for _ in range(ROUNDS):
+                straight = Load(engines[0].port, asks, address=engines[0].address)
+                with straight:
+                    pass
+                direct.append(straight.results)
+                through.append(here.ask(asks))
+    good = sum(r.tokens for results in through for r in results if r.ok)
+    every = [r for results in through for r in results]
     return {
-        "failed": sum(not r.ok for r in through),
-        "errors": kinds(through),
-        "direct_gap_p99_ms": 1000 * gap(direct.results),
-        "gap_p99_ms": 1000 * gap(through),
-        "direct_ttft_p99_ms": 1000 * share([r.token for r in direct.results if r.ok], 0.99),
-        "ttft_p99_ms": 1000 * share([r.token for r in through if r.ok], 0.99),
+        "failed": sum(not r.ok for r in every),
+        "errors": kinds(every),
+        "direct_gap_p99_ms": min(map(gap, direct)),
+        "gap_p99_ms": min(map(gap, through)),
+        "direct_ttft_p99_ms": min(map(first, direct)),
+        "ttft_p99_ms": min(map(first, through)),
         "cpu_ms_per_token": 1000 * meter.used / max(1, good),
     }
 
 
 def gap(results: list[Result]) -> float:
-    return share([gap for r in results if r.ok for gap in r.gaps], 0.99)
+    """p99, ms."""
+    return 1000 * share([gap for r in results if r.ok for gap in r.gaps], 0.99)
+
+
+def first(results: list[Result]) -> float:
+    """Time to the first token, p99, ms."""
+    return 1000 * share([r.token for r in results if r.ok], 0.99)
 
 
 def section(rows: list[Row]) -> str:
     return (
         f"So many streams at once, a token each {GAP * 1000:.0f} ms in each; p99 over all gaps between tokens, as the "
-        "client sees them.\n\n"
+        f"client sees them. The better of {ROUNDS} rounds, in turns with direct.\n\n"
     ) + table(
         order(rows, "streams"),
         ("streams", "streams"),
