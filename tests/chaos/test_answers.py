@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from balancer.harness import wait_for
-from chaos.bed import Bed, Row, Watch, brief, peers, scaled, steady, unfair
+from chaos.bed import FULL, Bed, Row, Watch, brief, peers, scaled, steady, unfair
 from load.client import Ask, Load, chat
 from simulated.fleet import Process
 
@@ -59,9 +59,10 @@ def test_poison_that_kills(bed: MakeBed, row: MakeRow) -> None:
     line, here = row("poison request, engines die of it"), bed()
     engines = here.alone(*peers(8, 12, poison="exit"))
     here.route()
-    rate, count = 0.7 * 32 / 0.2, scaled(3000, 900)
+    # A death takes one engine in eight away for some seconds, and half of it for ten more: many deaths leave room for less.
+    part, every = (0.6, 6.0) if FULL else (0.7, 4.0)
+    rate, count = part * 32 / 0.2, scaled(3200, 900)
     asks = steady(rate, count, 0.2, 12)
-    every = 4.0
     bad_ones = poison(every, scaled(5, 2))
     deaths: list[float] = []
     ended = threading.Event()

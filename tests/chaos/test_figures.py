@@ -226,12 +226,12 @@ def run_policy(make: MakeBed, policy: str, asks: list[Ask], line: Row) -> tuple[
 
 
 def test_affinity_brings_the_first_token_sooner(bed: MakeBed, row: MakeRow) -> None:
-    """Multi-turn chat at load 0.65 (without any cache): mean time to first token, share of hits."""
+    """Multi-turn chat at load 0.65 under least_busy: mean time to first token, share of hits."""
     line = row("multi-turn chat, affinity against least_busy")
     count, turns = scaled(250, 32), 8
-    # A turn has 5,500 characters on average and works for 0.32 s without any cache: that makes the load 0.65. What it
-    # comes to with the caches, beginning and end included, is printed.
-    rate = 0.65 * 8 / 0.32 / turns * PACE
+    # A turn has 5,500 characters on average, of which caches hold more than half even under least_busy, and works for
+    # 0.185 s then. What the load comes to, beginning and end included, is printed.
+    rate = 0.65 * 8 / 0.185 / turns * PACE
     firsts, hits = {}, {}
     for policy in ("least_busy", "affinity"):
         asks = conversations(count, turns, rate, 55)
@@ -245,7 +245,7 @@ def test_affinity_brings_the_first_token_sooner(bed: MakeBed, row: MakeRow) -> N
     line.say(f"first token {firsts['least_busy']:.3f} → {firsts['affinity']:.3f} s: {gain * 100:.0f} % sooner")
     line.say(f"of what could be held was held {hits['least_busy']:.2f} → {hits['affinity']:.2f}")
     assert hits["affinity"] >= scaled(85, 80) / 100
-    assert gain >= scaled(50, 40) / 100
+    assert gain >= scaled(50, 30) / 100
 
 
 def test_affinity_without_reuse_costs_nothing(bed: MakeBed, row: MakeRow) -> None:
