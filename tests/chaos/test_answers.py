@@ -59,7 +59,7 @@ def test_poison_that_kills(bed: MakeBed, row: MakeRow) -> None:
     line, here = row("poison request, engines die of it"), bed()
     engines = here.alone(*peers(8, 12, poison="exit"))
     here.route()
-    # A death takes one engine in eight away for some seconds, and half of it for ten more: many deaths leave room for less.
+    # A death takes one engine in eight away for some seconds, half of it for ten more: many deaths leave less room.
     part, every = (0.6, 6.0) if FULL else (0.7, 4.0)
     rate, count = part * 32 / 0.2, scaled(3200, 900)
     asks = steady(rate, count, 0.2, 12)
