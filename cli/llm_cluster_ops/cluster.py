@@ -284,9 +284,9 @@ class Cluster:
             raise UsageError("There is no node yet. Add one with: llm cluster add-node HOST")
         names = _models.known(_models.host_variables(self.folder), nodes)
         adds = add or source is not None or digest is not None
-        if names is not None and name not in names:
-            if not adds:
-                raise _models.unknown(name, names)
+        if names is not None and name not in names and not adds:
+            raise _models.unknown(name, names)
+        if adds and name not in (names or []):
             return self.add_model(NewModel(name, source, digest), nodes)
         if source or digest:
             raise UsageError(
