@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bench.provisioning.hosts import Hosts
@@ -32,7 +33,7 @@ def test_a_line_takes_two_points(points: dict[int, float]) -> None:
         line(points)
 
 
-def run(nodes: int) -> dict[str, float]:
+def run(nodes: int) -> dict[str, Any]:
     """A run with a known model: 10 s and 4 s a node; 6 s and 2 s a node of the controller; tasks 5 and 20 a node."""
     costs = Run(10 + 4 * nodes, 6 + 2 * nodes, 0.5 * nodes, 30.0, 20, 5, 5 + 20 * nodes, 0)
     return costs.figures()
@@ -53,6 +54,8 @@ def test_the_page_shows_what_was_measured() -> None:
     assert "| `site.yml` on bare hosts | 3 | 22.0 s | 12.0 s | 1.5 s | 30.0 s | 20 | 0 |" in text
     assert "| `site.yml` again | 6.0 s | 2.00 s | 103 s to 7 min | 2005 | 17 min to 67 min | 20005 |" in text
     assert "extrapolates" not in section({3: runs[3]}, cores=2)
+    assert "should not" not in text
+    assert "should not: Load" in section({3: {**runs[3], "second_changes": "Load"}}, cores=2)
 
 
 class ThisMachine(Hosts):
@@ -84,7 +87,7 @@ def test_a_run_is_counted(tmp_path: Path) -> None:
     seen = run_playbook(hosts, str(playbook))
     assert 0 < seen.main < seen.controller
     assert seen.wall > 0
-    assert seen.changed == 1
+    assert (seen.changed, seen.changes) == (1, "ansible.builtin.command")
 
 
 def test_a_playbook_that_fails_says_so(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.point import Figures
 from bench.provisioning.hosts import BALANCER, ROOT, Hosts
 from e2e.demo_cluster import playbook_environment
 
@@ -36,8 +37,9 @@ class Run:
     balancer_tasks: int
     tasks: int
     changed: int
+    changes: str = ""  # the names of the tasks that changed something
 
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> Figures:
         return {
             "wall_s": round(self.wall, 2),
             "controller_cpu_s": round(self.controller, 2),
@@ -47,6 +49,7 @@ class Run:
             "remote_tasks_balancer": self.balancer_tasks,
             "remote_tasks": self.tasks,
             "changed_tasks": self.changed,
+            "changes": self.changes,
         }
 
 
@@ -89,6 +92,7 @@ def run_playbook(hosts: Hosts, playbook: str, *arguments: str) -> Run:
         balancer_tasks=counts.get(BALANCER, 0),
         tasks=sum(counts.values()),
         changed=sum(len(each["changed"]) for each in seen.values()),
+        changes=", ".join(sorted({task for each in seen.values() for task in each["changed"]})),
     )
 
 

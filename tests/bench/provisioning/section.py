@@ -53,16 +53,20 @@ def section(runs: Mapping[int, Mapping[str, Any]], cores: int = os.cpu_count() o
             lines.append(
                 f"| {words} | {nodes} | {times} | {seen['remote_tasks_node']:.0f} | {seen['changed_tasks']:.0f} |"
             )
+    lines += [
+        f"\nThe second run with {nodes} nodes still changed something, which it should not: {changes}."
+        for nodes, changes in sorted((nodes, figures.get("second_changes")) for nodes, figures in runs.items())
+        if changes
+    ]
     if len(runs) == 2:
         lines += ["", MORE.format(cores=cores), _table(runs, cores)]
     return "\n".join(lines) + "\n"
 
 
 def step_figures(figures: Mapping[str, Any], step: str) -> dict[str, float]:
-    """The figures of one step, by their names without it."""
-    return {
-        name.removeprefix(f"{step}_"): float(value) for name, value in figures.items() if name.startswith(f"{step}_")
-    }
+    """The numbers of one step, by their names without it."""
+    found = {name.removeprefix(f"{step}_"): value for name, value in figures.items() if name.startswith(f"{step}_")}
+    return {name: float(value) for name, value in found.items() if not isinstance(value, str)}
 
 
 def _table(runs: Mapping[int, Mapping[str, Any]], cores: int) -> str:
