@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import socket
@@ -76,11 +77,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a fresh environment with the wheel in it."""
-    folder = tmp_path_factory.mktemp("venv")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-    python = folder / "bin" / "python"
-    pip(python, "install", "--no-compile", "--constraint", str(ROOT / "tests" / "constraints.txt"), str(wheel))
+    """The Python of a fresh environment with the wheel in it; one for all processes of pytest."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    python = shared / "venv" / "bin" / "python"
+    with (shared / "venv.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "venv.made").exists():
+            subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(shared / "venv")], check=True)
+            pip(python, "install", "--no-compile", "--constraint", str(ROOT / "tests" / "constraints.txt"), str(wheel))
+            (shared / "venv.made").touch()
     return python
 
 

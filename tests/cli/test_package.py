@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import email
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli.conftest import ROOT, Cluster, Place, pip
+from cli.conftest import ROOT, Place, pip
 
 INSIDE = "llm_cluster_ops/_collection/ansible_collections/llm/cluster/"
 # In the unit of -X importtime, microseconds.
@@ -109,15 +110,21 @@ def test_python_has_the_same_operations(place: Place, folder: Path) -> None:
     ], done.stderr
 
 
-@pytest.fixture(scope="module")
-def with_the_other(installed: Path) -> Path:
-    """The environment, now with llm-cluster, which was installed after ours."""
-    pip(installed, "install", "--no-compile", "llm-cluster>=0.2,<0.3")
-    return installed
+@pytest.fixture
+def with_the_other(place: Place, tmp_path: Path) -> Place:
+    """The user with an environment of their own, in which llm-cluster was installed after ours."""
+    made = place.python.parents[1]
+    shutil.copytree(made, tmp_path / "venv", symlinks=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    for script in python.parent.iterdir():
+        if script.is_file() and not script.is_symlink():
+            script.write_bytes(script.read_bytes().replace(str(made).encode(), str(tmp_path / "venv").encode()))
+    pip(python, "install", "--no-compile", "llm-cluster>=0.2,<0.3")
+    return Place(python, place.home)
 
 
-@pytest.mark.usefixtures("with_the_other")
-def test_the_other_plugin_of_that_name_goes_on_working(place: Place, wheel: Path, cluster: Cluster) -> None:
+def test_the_other_plugin_of_that_name_goes_on_working(with_the_other: Place, wheel: Path, folder: Path) -> None:
+    place = with_the_other
     filled = place.run("python", "-c", EMBEDDINGS)
     assert filled.returncode == 0, filled.stderr
     # Their latest release imports a name that llm no longer has there; with it, it works.
@@ -131,7 +138,7 @@ def test_the_other_plugin_of_that_name_goes_on_working(place: Place, wheel: Path
         listed = place.cluster("--help").stdout
         assert "cluster*" in listed
         assert "add-node" in listed
-        assert "no node 'zzz'" in cluster("drain", "zzz").stderr
+        assert "no node 'zzz'" in place.cluster("drain", "zzz", cwd=folder).stderr
 
     both_work()
     # The other way round: theirs first, then ours. Files and records are made anew in that order.
