@@ -210,7 +210,9 @@ options:
             type: float
             default: 60
           affinity_max_wait:
-            description: Seconds that a waiting request lets later ones go first that a free peer has the beginning of.
+            description:
+              - Seconds that a waiting request lets later ones go first that a free peer has the beginning of.
+              - Also the most that a request waits for a full peer that has its own.
             type: float
             default: 2
           affinity_ttl:

@@ -70,17 +70,32 @@ local function tier(peer, want, fleet)
         + (health.cold and health.cold[want.model] and 0 or 1)
 end
 
---- Seconds that the request waits for another peer rather than take this one: what it would lose here, as long as that is more
--- than the time in which a slot there becomes free on average.
-local function patience(peer, peers, want, fleet)
-    local saves, longest = want.saves, 0
-    local own, level = saves[peer.id] or 0, tier(peer, want, fleet)
-    for i = 1, #peers do
-        local other = peers[i]
-        local loss = (saves[other.id] or 0) - own
-        if loss > longest and not other.backup and in_rotation(other, want, fleet) and not avoids(want, other)
-            and loss > (fleet.health[other.id].turn or math.huge) and tier(other, want, fleet) >= level
+--- Peers that it may pay to wait for, should they be full: those that hold a part of the request, where it is known how soon
+-- a slot becomes free.
+-- @return list, or nil if there are none
+local function worth_waiting_for(peers, want, fleet)
+    local saves, out = want.saves, nil
+    for i = 1, saves and #peers or 0 do
+        local peer = peers[i]
+        if saves[peer.id] and not peer.backup and in_rotation(peer, want, fleet) and not avoids(want, peer)
+            and fleet.health[peer.id].turn
         then
+            out = out or {}
+            out[#out + 1] = peer
+        end
+    end
+    return out
+end
+
+--- Seconds that the request waits for one of the others rather than take this peer: what it would lose here, as long as that is
+-- more than the time in which a slot there becomes free on average.
+-- @param others from worth_waiting_for()
+local function patience(peer, others, want, fleet)
+    local own, level, longest = want.saves[peer.id] or 0, tier(peer, want, fleet), 0
+    for i = 1, #others do
+        local other = others[i]
+        local loss = want.saves[other.id] - own
+        if loss > longest and loss > fleet.health[other.id].turn and tier(other, want, fleet) >= level then
             longest = loss
         end
     end
@@ -88,13 +103,13 @@ local function patience(peer, peers, want, fleet)
 end
 
 --- Would it take this request now, if it has a free slot?
--- @param peers list: all peers that may take the request
-local function is_open(peer, peers, want, fleet)
+-- @param others from worth_waiting_for()
+local function is_open(peer, others, want, fleet)
     local health = fleet.health[peer.id]
     return not (health.resting_until and health.resting_until > fleet.now)
         and not ((health.slow or 0) > 0 and fleet.now - want.since < health.slow)
         and not (M.parts_ways(want, fleet.now) and fleet.suspects(peer.id) > 0)
-        and not (want.saves and fleet.now - want.since < patience(peer, peers, want, fleet))
+        and not (others and fleet.now - want.since < patience(peer, others, want, fleet))
 end
 
 --- Choose a peer with a free slot.
@@ -120,11 +135,12 @@ function M.choose(peers, want, fleet, clock)
     end
     local affinity = fleet.policy == "affinity"
     local by_load = fleet.policy ~= "weighted_round_robin"
+    local others = worth_waiting_for(peers, want, fleet)
     local best, best_tier, best_depth, best_load, best_tag
     for i = 1, #peers do
         local peer = peers[i]
         if in_rotation(peer, want, fleet) and not avoids(want, peer) and not (primary and peer.backup)
-            and is_open(peer, peers, want, fleet)
+            and is_open(peer, others, want, fleet)
         then
             local id = peer.id
             local busy = fleet.busy(id)
@@ -167,7 +183,8 @@ end
 --- May this request take a slot of this peer now?
 -- @param peers list: all peers that may take the request
 function M.may_take(peer, peers, want, fleet)
-    return in_rotation(peer, want, fleet) and not avoids(want, peer) and is_open(peer, peers, want, fleet)
+    return in_rotation(peer, want, fleet) and not avoids(want, peer)
+        and is_open(peer, worth_waiting_for(peers, want, fleet), want, fleet)
         and not (peer.backup and has_primary(peers, want, fleet))
 end
 
