@@ -8,51 +8,46 @@ The tests are the chapters of one story: they run in this order, and end at the 
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cli.conftest import ROOT, Place
+from cli.fleet.hosts import STATE, hosts, on
+from demo.model import fetch
 
-BED = "cli"
-STATE = ROOT / ".testbed" / BED
 MODEL = "gemma3:270m"
-# The base model continues a text: what the user says is all it gets to see.
+# The base model continues a text: what the user says is all it gets to see. Short answers prove as much as long ones.
 SETTINGS = """
 llm_engine: llama_cpp
 llm_models:
   - {{name: "gemma3:270m", source: {{file: {file}}}, context: 1024, preload: true}}
 llm_default_model: "gemma3:270m"
 ansible_ssh_common_args: -F {ssh}
+verify_max_tokens: 4
 llama_cpp_threads: 1
 llama_cpp_extra_env:
   LLAMA_ARG_CHAT_TEMPLATE: !unsafe "{{% for message in messages %}}{{{{ message.content }}}}{{% endfor %}}"
 """
 
 
-def bed(*arguments: str) -> None:
-    subprocess.run([sys.executable, str(ROOT / "tests/testbed"), *arguments], check=True, stdin=subprocess.DEVNULL)
-
-
-def on(host: str, command: str) -> str:
-    """Run a command on a host of the bed."""
-    argv = ["ssh", "-F", str(STATE / "ssh_config"), host, command]
-    return subprocess.run(argv, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL).stdout
-
-
 @pytest.fixture(scope="module")
 def place(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     home = tmp_path_factory.mktemp("fleet")
-    subprocess.run([sys.executable, str(ROOT / "tests/demo/model.py"), str(home)], check=True)
-    try:
-        bed("up", f"--name={BED}", *(f"--host={host}=debian-13" for host in ("balancer", "node1", "node2")))
-        yield Place(installed, home)
-    finally:
-        bed("down", f"--name={BED}")
+    with hosts("balancer", "node1", "node2"):
+        try:
+            # A copy, because its owner makes another version of it.
+            shutil.copyfile(fetch(ROOT / ".build" / "models"), home / "model.gguf")
+            yield Place(installed, home)
+        finally:
+            (home / "model.gguf").unlink(missing_ok=True)
+            # Ansible's connections would stay for ten minutes.
+            for socket in (home / ".ansible" / "cp").glob("*"):
+                subprocess.run(["ssh", "-o", f"ControlPath={socket}", "-O", "exit", "any"], check=False)
 
 
 @pytest.fixture
@@ -73,15 +68,32 @@ def key_of(place: Place, office: Path) -> str:
     return shown.split("vault_llm_key_team_a: ")[1].strip()
 
 
-def test_init_and_the_first_node(place: Place, office: Path) -> None:
+def test_init_and_a_first_node_that_is_stopped_in_mid_work(place: Place, office: Path) -> None:
     told(place.cluster("init", "--name", "office", "--user", "root", "--balancer", "balancer"))
-    (model,) = place.home.glob("*.gguf")
     # Read after main.yml, whose example is of Ollama.
-    settings = SETTINGS.format(file=model, ssh=STATE / "ssh_config")
+    settings = SETTINGS.format(file=place.home / "model.gguf", ssh=STATE / "ssh_config")
     (office / "group_vars" / "all" / "ours.yml").write_text(settings)
-    output = told(place.cluster("add-node", "node1", "--slots", "2", cwd=office))
-    assert "node1 is a node now." in output
+    argv = [str(place.python.parent / "llm"), "cluster", "add-node", "node1", "--slots", "2"]
+    work = subprocess.Popen(
+        argv, cwd=office, env=place.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert work.stdout
+    for line in work.stdout:
+        if "node1: firewall" in line:
+            break
+    time.sleep(1)
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert key_of(place, office) not in listed
+    work.send_signal(signal.SIGINT)
+    rest, _ = work.communicate(timeout=60)
+    assert work.returncode == 1
+    assert "Stopped in the middle of deploy" in rest
+    assert "node1: stopped in" in rest or "node1: idle after" in rest
+    assert "node1 is in the inventory, but not all is done" in rest
+    output = told(place.cluster("deploy", cwd=office))
     assert "endpoint  balancer    gemma3:270m  streamed" in output
+    logs = (place.home / ".local" / "state" / "llm-cluster" / "office").glob("*.log")
+    assert key_of(place, office) not in "".join(log.read_text() for log in logs)
 
 
 def test_llm_answers_through_it(place: Place, office: Path) -> None:
@@ -91,33 +103,19 @@ def test_llm_answers_through_it(place: Place, office: Path) -> None:
     assert len(answer.stdout.split()) >= 3
 
 
-def test_stopped_in_mid_work_it_says_where_and_goes_on(place: Place, office: Path) -> None:
-    argv = [str(place.python.parent / "llm"), "cluster", "add-node", "node2", "--slots", "1", "--label", "rack=b"]
-    work = subprocess.Popen(
-        argv, cwd=office, env=place.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert work.stdout
-    for line in work.stdout:
-        if "node2: packages" in line:
-            break
-    time.sleep(1)
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    assert key_of(place, office) not in listed
-    work.send_signal(signal.SIGINT)
-    rest, _ = work.communicate(timeout=60)
-    assert work.returncode == 1
-    assert "Stopped in the middle of deploy" in rest
-    assert "node2: stopped in" in rest or "node2: idle after" in rest
-    assert "node2 is in the inventory, but not all is done" in rest
-    output = told(place.cluster("deploy", cwd=office))
-    assert "node1 4, node2 4" in output
-    logs = (place.home / ".local" / "state" / "llm-cluster" / "office").glob("*.log")
-    assert key_of(place, office) not in "".join(log.read_text() for log in logs)
+def test_it_grows_by_a_node(place: Place, office: Path) -> None:
+    output = told(place.cluster("add-node", "node2", "--slots", "1", "--label", "rack=b", cwd=office))
+    assert "node2 is a node now." in output
 
 
 def test_status_stats_and_models(place: Place, office: Path) -> None:
-    status = json.loads(told(place.cluster("status", "--json", cwd=office)))
-    assert {node: entry["state"] for node, entry in status["nodes"].items()} == {"node1": "up", "node2": "up"}
+    # On a busy machine a host may take longer to answer than status waits for it.
+    for _attempt in range(5):
+        status = json.loads(told(place.cluster("status", "--json", cwd=office)))
+        states = {node: entry["state"] for node, entry in status["nodes"].items()}
+        if "silent" not in states.values():
+            break
+    assert states == {"node1": "up", "node2": "up"}
     stats = told(place.cluster("stats", cwd=office))
     assert "node1: load" in stats
     assert "balancer: requests" in stats
@@ -128,9 +126,7 @@ def test_status_stats_and_models(place: Place, office: Path) -> None:
 def test_lock_drift_and_sync(place: Place, office: Path) -> None:
     told(place.cluster("lock", "--check", cwd=office), 1)
     told(place.cluster("lock", cwd=office))
-    told(place.cluster("lock", "--check", cwd=office))
-    told(place.cluster("drift", cwd=office))
-    (model,) = place.home.glob("*.gguf")
+    model = place.home / "model.gguf"
     # Another version: one byte of a weight.
     content = bytearray(model.read_bytes())
     content[-1] ^= 1
@@ -140,14 +136,13 @@ def test_lock_drift_and_sync(place: Place, office: Path) -> None:
     assert "fetch, switch" in told(place.cluster("sync", "--check", cwd=office))
     told(place.cluster("sync", cwd=office))
     told(place.cluster("drift", cwd=office))
-    assert "0 changes" in told(place.cluster("sync", cwd=office))
 
 
 def test_drain_and_resume(place: Place, office: Path) -> None:
     told(place.cluster("drain", "node1", "--reason", "new disk", cwd=office))
     assert "drained by operator" in told(place.cluster("status", cwd=office))
     told(place.cluster("resume", "node1", cwd=office))
-    told(place.cluster("verify", cwd=office))
+    assert "node1 4, node2 4" in told(place.cluster("verify", cwd=office))
 
 
 def test_a_node_goes_and_leaves_a_clean_host(place: Place, office: Path) -> None:
@@ -170,3 +165,8 @@ def test_a_host_that_is_gone_is_taken_out_without_it(place: Place, office: Path)
     assert "--leave-host" in away
     told(place.cluster("remove-node", "gone", "--leave-host", cwd=office))
     assert "gone" not in nodes.read_text()
+
+
+def test_in_the_end_all_is_as_the_lock_says(place: Place, office: Path) -> None:
+    told(place.cluster("drift", cwd=office))
+    assert "0 changes" in told(place.cluster("sync", cwd=office))
