@@ -46,6 +46,8 @@ PLAYBOOKS = """\
 | `playbooks/remove.yml` | takes the cluster's parts off the hosts that `--limit` names; models stay |
 | `playbooks/lock.yml` | writes down the version of each model that every node must serve; `--check` fails if it would |
 | `playbooks/drift.yml` | reports where nodes differ from the lock, also to `result.json`; fails if any does |
+| `playbooks/sync.yml` | brings node after node to the lock while the others serve; `--check` previews |
+| `playbooks/load.yml` | has the model of `-e model=NAME` in memory now, on every node that it is placed on |
 | `playbooks/status.yml` | one table: each node's state, engine, slots and models, drift marked; changes nothing |
 | `playbooks/stats.yml` | what each node does now, and the requests of the last minute; changes nothing |
 | `playbooks/verify.yml` | asks every node and the endpoint a real question and prints who answered; changes nothing |

@@ -79,6 +79,7 @@ def molecule(action: str, scenario: str, *, always: bool = False) -> Command:
 
 # These wait more than they work, or use one core: four at a time. What measures times runs alone.
 SIDE_BY_SIDE = ("--numprocesses=4", "--dist=worksteal")
+IN_TWO = ("--numprocesses=2", "--dist=worksteal")
 
 SUITES = [
     Suite(
@@ -129,7 +130,7 @@ SUITES = [
     ),
     Suite("ollama", [molecule("test", "ollama")], waits=True),
     # tests/cli/fleet, which takes hosts of its own, is run by hand until it fits.
-    Suite("cli", [pytest("pytest tests/cli", "--ignore=tests/cli/fleet", "tests/cli")], waits=True),
+    Suite("cli", [pytest("pytest tests/cli", *IN_TWO, "--ignore=tests/cli/fleet", "tests/cli")], waits=True),
     Suite("package", [pytest("pytest tests/package", "tests/package")], waits=True),
 ]
 
