@@ -81,7 +81,16 @@ def invented(point: Point) -> Figures:
         *(f"{size}kB_{many}{rest}" for size in (1, 16, 64) for many in (1, 32) for rest in OVERHEAD),
         *("plain_per_s", "wrk_per_s", "tokens_per_s", "gap_p99_ms", "direct_gap_p99_ms", "ttft_p99_ms"),
         *("direct_ttft_p99_ms", "cpu_ms_per_token", "failed", "requests", "wait_mean_s", "wait_p95_s", "wait_p99_s"),
-        *("ideal_p99_s", "wait_p99_ratio", "ttft_mean_s", "ttft_p50_s", "ttft_p95_s", "ttft_p99_s", "goodput_percent"),
+        *(
+            "ideal_p99_s",
+            "wait_p99_ratio",
+            "ttft_mean_s",
+            "ttft_p50_s",
+            "ttft_p95_s",
+            "ttft_p99_s",
+            "goodput_percent",
+            "e2e_mean_s",
+        ),
         *("goodput_per_s", "hit_rate", "busy", "answered_per_s", "waiting", "core_percent", "kilobytes_each"),
         *("idle_core_percent", "p50_ms", "p99_ms", "per_s", "cpu_ms", "bad", "not_begun_failed", "truncated_told"),
         *("truncated_silent", "last_failure_s", "recovered_s", "usual_ttft_s", "worst_ttft_s"),
@@ -158,3 +167,10 @@ def test_a_point_that_fails_does_not_end_the_run(tmp_path: Path, monkeypatch: py
     run.begin(HEAD)
     assert command.perform([Point.of("client", "direct", seconds=1)], run) == 1
     assert "the engine caught fire" in Run(run.file).records["client/direct/seconds=1"].error
+
+
+def test_the_committed_page_is_that_of_the_committed_results() -> None:
+    known = command.PUBLISHED.read()
+    assert known, "docs/benchmarks/results.json is missing"
+    committed = (command.ROOT / "docs" / "benchmarks.md").read_text()
+    assert page.page(known, page.written(command.ROOT / "docs")) == committed, "python -m bench page"

@@ -128,14 +128,14 @@ def sweep(rows: list[Row], said: str) -> Figure:
         waits = [(row.get("load"), row.get("wait_p99_s")) for row in mine if row.get("wait_p99_s")]
         if waits:
             line(left, name, waits)
-        line(right, name, [(row.get("load"), row.get("goodput_per_s")) for row in mine])
+        line(right, name, [(row.get("load"), row.get("answered_per_s")) for row in mine])
     best = [(r.get("load"), r.get("ideal_p99_s")) for r in rows if r.system == "affinity" and r.get("ideal_p99_s")]
     if best:
         xs, ys = zip(*sorted(best), strict=True)
         left.plot(xs, ys, color="#999999", linewidth=4, alpha=0.5, zorder=0, label="ideal queue")
     left.set_yscale("log")
     left.set_ylabel("wait for a slot p99, s")
-    right.set_ylabel("good answers per second")
+    right.set_ylabel("answers per second")
     for axes in (left, right):
         axes.set_xlabel("load, part of the capacity")
     figure.suptitle(said, fontsize=9)

@@ -166,6 +166,7 @@ COMPARED: list[tuple[str, str, str, int]] = [
     ("streams", "gap_p99_ms", "gap between tokens p99, ms", LOWER),
     ("sweep", "wait_p99_s", "wait p99, s", LOWER),
     ("sweep", "ttft_mean_s", "mean time to first token, s", LOWER),
+    ("sweep", "e2e_mean_s", "mean time to the whole answer, s", LOWER),
     ("sweep", "goodput_percent", "goodput, %", HIGHER),
     ("multi_turn", "ttft_mean_s", "mean time to first token, s", LOWER),
     ("multi_turn", "ttft_p99_s", "p99 of the time to first token, s", LOWER),

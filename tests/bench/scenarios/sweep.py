@@ -101,6 +101,7 @@ def lines(rows: list[Row]) -> str:
         ("first token mean, s", "ttft_mean_s"),
         ("p95", "ttft_p95_s"),
         ("p99", "ttft_p99_s"),
+        ("whole answer mean, s", "e2e_mean_s"),
         ("goodput, %", "goodput_percent"),
         ("failed", "failed"),
         ("of requests", "requests"),
