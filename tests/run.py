@@ -129,7 +129,8 @@ SUITES = [
         waits=True,
     ),
     Suite("ollama", [molecule("test", "ollama")], waits=True),
-    # tests/cli/fleet, which takes hosts of its own, is run by hand until it fits.
+    # A cluster's life from the command line, on hosts of its own, over SSH.
+    Suite("fleet", [pytest("pytest tests/cli/fleet", "tests/cli/fleet")], waits=True),
     Suite("cli", [pytest("pytest tests/cli", *IN_TWO, "--ignore=tests/cli/fleet", "tests/cli")], waits=True),
     Suite("package", [pytest("pytest tests/package", "tests/package")], waits=True),
 ]

@@ -35,6 +35,8 @@ from typing import Any
 
 NGINX = "/usr/sbin/nginx"
 LISTEN = "0A"
+# dpkg's states of a package whose files are here; all but the first are of an installation that was interrupted.
+UNPACKED = ("installed", "unpacked", "half-configured", "triggers-awaited", "triggers-pending")
 
 
 def output(*command: str) -> str | None:
@@ -64,9 +66,9 @@ def sha256_of(path: Path) -> str | None:
 
 
 def package_version(name: str) -> str | None:
-    """Return the version of an installed Debian package, or None."""
+    """Return the version of a Debian package whose files are here, or None."""
     found = (output("dpkg-query", "--show", "--showformat=${db:Status-Status} ${Version}", name) or "").split()
-    return found[1] if len(found) == 2 and found[0] == "installed" else None
+    return found[1] if len(found) == 2 and found[0] in UNPACKED else None
 
 
 def changed_files(verified: str) -> set[str]:

@@ -125,6 +125,22 @@ def test_served_elsewhere(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("said", "version"),
+    [
+        ("installed 1.22.1-9", "1.22.1-9"),
+        ("half-configured 1.22.1-9", "1.22.1-9"),  # an installation that was interrupted: it is the distribution's
+        ("unpacked 1.22.1-9", "1.22.1-9"),
+        ("half-installed 1.22.1-9", None),
+        ("config-files 1.22.1-9", None),
+        (None, None),
+    ],
+)
+def test_package_version(monkeypatch: pytest.MonkeyPatch, said: str | None, version: str | None) -> None:
+    monkeypatch.setattr(state, "output", lambda *_: said)
+    assert state.package_version("nginx-common") == version
+
+
 def test_not_loaded(tmp_path: Path) -> None:
     same, changed, gone = (tmp_path / name for name in ("same", "changed", "gone"))
     for path in (same, changed, gone):
