@@ -101,6 +101,7 @@ SUITES = [
     Suite("distribution", [pytest("pytest tests/distribution", "-rP", "tests/distribution")]),
     # In its short form; with CHAOS=full (make chaos) whole.
     Suite("chaos", [pytest("pytest tests/chaos", "tests/chaos")]),
+    Suite("bench", [pytest("pytest tests/bench", "tests/bench")]),
     # The demo's inventory on the demo's hosts: converged once, then everything that needs a cluster looks at it.
     Suite(
         "cluster",
