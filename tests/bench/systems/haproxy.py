@@ -17,7 +17,7 @@ from bench.systems.base import ANSWER_SECONDS, QUEUE_SECONDS, WORKERS, Peer, Pro
 # http-reuse always is safe with retries on empty responses; observe with on-error takes a server out at the first
 # refused connection (without it leastconn goes on choosing the dead one, which has the fewest, until the retries are
 # used up: 503); shutdown-sessions ends what hangs on a server that was marked down (without it requests wait on a hung
-# engine for the whole `timeout server`). http-no-delay is for those who wait for each small piece, as a stream's reader.
+# engine for the whole `timeout server`); http-no-delay is for readers that wait for each small piece, as of a stream.
 CONFIGURATION = """
 global
     maxconn 8000
