@@ -4,7 +4,7 @@
 
 Each suite is a list of commands; a command that pytest runs counts its tests, any other counts as one test. All suites
 run, also after one has failed. First, one by one, those that measure or keep the machine busy; then, two at a time,
-those that mostly wait for hosts. What the latter print comes when a command has ended. The last line is
+those that wait for hosts now and then. What the latter print comes when a command has ended. The last line is
 ``N passed, N failed``.
 """
 
@@ -43,7 +43,7 @@ class Suite:
     """Commands that belong together.
 
     ``stop_at_failure``: after a failed one only those that clean up still run; ``waits``: may run beside another that
-    does, because it mostly waits for hosts.
+    does, because it waits for hosts now and then, and measures nothing.
     """
 
     name: str
@@ -115,7 +115,6 @@ SUITES = [
             molecule("destroy", "cluster", always=True),
         ],
         stop_at_failure=True,
-        waits=True,
     ),
     # Four nodes on both engines: converged once, then versions are locked, moved, damaged and brought back there.
     Suite(
@@ -127,7 +126,6 @@ SUITES = [
             molecule("destroy", "sync", always=True),
         ],
         stop_at_failure=True,
-        waits=True,
     ),
     Suite("ollama", [molecule("test", "ollama")], waits=True),
     # A cluster's life from the command line, on hosts of its own, over SSH.
