@@ -46,6 +46,7 @@ local function scene(list, fields)
     fleet.suspects = function(id) return fields.suspects == id and 1 or 0 end
     want.suspect = fields.suspects and 100 - (fields.apart or 0)
     fleet.usable = function(peer) return peer.slots end
+    fleet.queued = fields.queued or 1
     return peers, want, fleet
 end
 
@@ -121,6 +122,22 @@ describe("placement.choose", function()
         assert.equal("busy", chosen(slow, full))
         assert.equal("slow", choose({ slow, full }, nil, { waited = 2 }).id)
         assert.equal("b", choose({ slow, candidate("b", { busy = 3 }) }, nil, { waited = 9 }).id)
+    end)
+
+    it("takes a slow peer at once when holding all back that wait costs more", function()
+        local slow, full = candidate("slow", { slow = 3 }), candidate("full", { busy = 4, turn = 1 })
+        local other, unknown = candidate("other", { busy = 4, turn = 1 }), candidate("unknown", { busy = 4 })
+        local function goes(queued, ...)
+            return choose({ slow, ... }, nil, { queued = queued }) ~= nil
+        end
+        assert.is_false(goes(1, full), "1 second for each, twice that as half of the slots are free")
+        assert.is_true(goes(2, full))
+        assert.is_false(goes(1, full, other), "half a second for each, three times that")
+        assert.is_true(goes(2, full, other))
+        assert.is_false(goes(1000, unknown), "nothing is known of how long it takes")
+        assert.is_true(goes(2, full, candidate("drained", { turn = 0.01, drained = true })))
+        assert.is_true(goes(2, full, candidate("backup", { turn = 0.01, backup = true })))
+        assert.is_true(goes(2, full, candidate("slow, too", { turn = 0.01, slow = 3, busy = 4 })))
     end)
 
     it("waits for who holds the prefix as long as reading it takes, if a slot there is likely to be free sooner", function()

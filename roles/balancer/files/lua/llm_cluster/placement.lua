@@ -7,8 +7,9 @@
 -- lowest tag goes first (start-time fair queueing, Goyal, Vin and Cheng 1996). The clock holds newcomers back from taking
 -- everything until they have caught up.
 --
--- A peer that is slow at present is a last resort: a request takes it once it has waited as long as it would lose there (the
--- break-even rule of ski rental: at most twice the best possible in hindsight).
+-- A peer that is slow at present is a last resort: a request takes it once so many wait that holding them back costs more than
+-- is lost there (a threshold, as in the slow-server problem, Lin and Kumar 1984), at the latest once it has waited as long as it
+-- would lose there (the break-even rule of ski rental: at most twice the best possible in hindsight).
 --
 -- So is a peer that would read anew what a busy one holds, if a slot there is likely to be free sooner than that is read.
 --
@@ -22,7 +23,7 @@
 --   suspect = seconds or nil: when a peer died with it in its hands}
 -- The fleet: {now = seconds, policy, health = {peer id = {up, resting_until, lacks, cold, slow, turn}},
 --   drained = {peer id = true}, suspects = function(id) → suspect requests there, busy = function(id) → slots in use,
---   usable = function(peer, now) → slots that it may use now}
+--   usable = function(peer, now) → slots that it may use now, queued = requests that wait for the same peers, with this one}
 
 local M = {}
 
@@ -30,6 +31,7 @@ local APART = 1              -- seconds
 
 local max, min = math.max, math.min
 
+local DEAREST = 4 -- times; measured: enough for nodes of unequal speed, and one that broke down to a fifth is still left alone
 local AHEAD = 2 -- rounds of its slots that a peer's tag may run ahead, by requests that go back to a prefix
 
 --- A clock for choose(); one per worker.
@@ -63,10 +65,30 @@ function M.parts_ways(want, now)
     return want.suspect and now - want.suspect < APART or false
 end
 
+local function is_slow(peer, fleet)
+    return (fleet.health[peer.id].slow or 0) > 0
+end
+
+--- What it costs those that wait to leave slow peers alone, in seconds: the time until they have a slot of a quick one, on average,
+-- and up to DEAREST times that the fewer slots are free, as one that stays empty is missed by those who come next. 0 if it isn't
+-- known.
+local function cost_of_holding(peers, want, fleet)
+    local rate, free, all = 0, 0, 0
+    for i = 1, #peers do
+        local peer = peers[i]
+        if not peer.backup and in_rotation(peer, want, fleet) and not avoids(want, peer) then
+            local usable, turn = fleet.usable(peer, fleet.now), fleet.health[peer.id].turn
+            all, free = all + usable, free + max(0, usable - fleet.busy(peer.id))
+            rate = rate + (turn and not is_slow(peer, fleet) and 1 / turn or 0)
+        end
+    end
+    return rate > 0 and free > 0 and fleet.queued / rate * min(DEAREST, all / free) or 0
+end
+
 --- How good the peer is for the request before load counts: higher is better.
 local function tier(peer, want, fleet)
     local health = fleet.health[peer.id]
-    return ((health.slow or 0) > 0 and 0 or 4) + (want.preferred and want.preferred[peer.id] and 2 or 0)
+    return (is_slow(peer, fleet) and 0 or 4) + (want.preferred and want.preferred[peer.id] and 2 or 0)
         + (health.cold and health.cold[want.model] and 0 or 1)
 end
 
@@ -104,10 +126,11 @@ end
 
 --- Would it take this request now, if it has a free slot?
 -- @param others from worth_waiting_for()
-local function is_open(peer, others, want, fleet)
+-- @param holding from cost_of_holding(), if there is a slow peer
+local function is_open(peer, others, holding, want, fleet)
     local health = fleet.health[peer.id]
     return not (health.resting_until and health.resting_until > fleet.now)
-        and not ((health.slow or 0) > 0 and fleet.now - want.since < health.slow)
+        and not (is_slow(peer, fleet) and max(fleet.now - want.since, holding) < health.slow)
         and not (M.parts_ways(want, fleet.now) and fleet.suspects(peer.id) > 0)
         and not (others and fleet.now - want.since < patience(peer, others, want, fleet))
 end
@@ -118,7 +141,7 @@ end
 -- @return the peer; or nil and "busy" (wait), "avoided" (only peers that failed this request are left) or "out" (no peer is in
 --   rotation)
 function M.choose(peers, want, fleet, clock)
-    local primary, any, avoided = false, false, false
+    local primary, any, avoided, slow = false, false, false, false
     for i = 1, #peers do
         local peer = peers[i]
         if in_rotation(peer, want, fleet) then
@@ -127,6 +150,7 @@ function M.choose(peers, want, fleet, clock)
             else
                 any = true
                 primary = primary or not peer.backup
+                slow = slow or is_slow(peer, fleet)
             end
         end
     end
@@ -136,11 +160,12 @@ function M.choose(peers, want, fleet, clock)
     local affinity = fleet.policy == "affinity"
     local by_load = fleet.policy ~= "weighted_round_robin"
     local others = worth_waiting_for(peers, want, fleet)
+    local holding = slow and cost_of_holding(peers, want, fleet)
     local best, best_tier, best_depth, best_load, best_tag
     for i = 1, #peers do
         local peer = peers[i]
         if in_rotation(peer, want, fleet) and not avoids(want, peer) and not (primary and peer.backup)
-            and is_open(peer, others, want, fleet)
+            and is_open(peer, others, holding, want, fleet)
         then
             local id = peer.id
             local busy = fleet.busy(id)
@@ -184,7 +209,8 @@ end
 -- @param peers list: all peers that may take the request
 function M.may_take(peer, peers, want, fleet)
     return in_rotation(peer, want, fleet) and not avoids(want, peer)
-        and is_open(peer, worth_waiting_for(peers, want, fleet), want, fleet)
+        and is_open(peer, worth_waiting_for(peers, want, fleet),
+            is_slow(peer, fleet) and cost_of_holding(peers, want, fleet), want, fleet)
         and not (peer.backup and has_primary(peers, want, fleet))
 end
 

@@ -103,6 +103,7 @@ local function window(d, peer, sets, view)
             member = member or candidates[i] == peer
         end
         if member then
+            fleet.queued = tickets.length(d, key)
             tickets.oldest(d, key, most, function(ticket)
                 return placement.may_take(peer, candidates, ticket, fleet)
             end, out)
@@ -193,8 +194,9 @@ end
 -- @param set {key, peers}
 -- @return peer; or nil and "busy", "avoided" or "out"
 function M.try(set, want)
-    local view = peers.view()
+    local d, view = dict(), peers.view()
     fleet_now(view)
+    fleet.queued = tickets.length(d, set.key) + 1
     local peer, why = placement.choose(set.peers, want, fleet, clock)
     if not peer then
         return nil, why
@@ -202,7 +204,7 @@ function M.try(set, want)
     if want.slotless then
         return peer
     end
-    if not tickets.is_empty(dict()) then
+    if not tickets.is_empty(d) then
         lock.run(match_peer, peer, view) -- whoever waits for this slot goes first
     end
     local alone = placement.parts_ways(want, fleet.now)

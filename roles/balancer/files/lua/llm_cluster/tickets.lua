@@ -43,6 +43,11 @@ function M.is_empty(d)
     return not active or active == "\n"
 end
 
+--- How many wait in the set, or did until a moment ago.
+function M.length(d, key)
+    return d:llen("queue:" .. key) or 0
+end
+
 --- Keys of the sets that somebody waits in.
 function M.active_sets(d)
     local out = {}
@@ -227,7 +232,7 @@ end
 --- Compact a set if most of its entries may be gone, so that it costs little in the long run.
 -- @param waiting requests that wait in all sets together
 function M.tidy(d, key, waiting)
-    if (d:llen("queue:" .. key) or 0) > 2 * waiting + 64 then
+    if M.length(d, key) > 2 * waiting + 64 then
         M.compact(d, key)
     end
 end
