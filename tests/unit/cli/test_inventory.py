@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import fcntl
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +54,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def written(name: str, text: str) -> Path:
-    """A new folder with a nodes.yml."""
-    folder = Path(tempfile.mkdtemp(prefix=name))
+def written(folders: pytest.TempPathFactory, text: str) -> Path:
+    """A new folder with a nodes.yml; many examples of one test have one each."""
+    folder = folders.mktemp("written")
     (folder / "nodes.yml").write_text(text)
     return folder
 
@@ -86,10 +85,10 @@ def inventories(draw: Any) -> tuple[str, dict[str, Any]]:
 @given(inventories(), NAMES, st.integers(1, 64))
 @settings(max_examples=40, deadline=None, derandomize=True)
 def test_adding_and_removing_changes_exactly_that(
-    written_as: tuple[str, dict[str, Any]], name: str, slots: int
+    tmp_path_factory: pytest.TempPathFactory, written_as: tuple[str, dict[str, Any]], name: str, slots: int
 ) -> None:
     text, nodes = written_as
-    folder = written("add", text)
+    folder = written(tmp_path_factory, text)
     path = folder / "nodes.yml"
     before = _inventory.parse(path)
     if name.lower() in {host.lower() for host in before.hosts}:
@@ -115,8 +114,10 @@ def test_adding_and_removing_changes_exactly_that(
 @given(st.binary(max_size=60) | st.text("abc:{}[]&*- \n#'\"llm_nodeshosts", max_size=80).map(str.encode))
 @example(content=b"+_")
 @settings(max_examples=100, deadline=None, derandomize=True)
-def test_whatever_the_file_holds_it_is_edited_rightly_or_left_as_it_is(content: bytes) -> None:
-    folder = written("any", "")
+def test_whatever_the_file_holds_it_is_edited_rightly_or_left_as_it_is(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    folder = written(tmp_path_factory, "")
     path = folder / "nodes.yml"
     path.write_bytes(content)
     try:

@@ -22,9 +22,11 @@ FULL = f"sha256:{DIGEST}"
 
 @given(inventories(), NAMES)
 @settings(max_examples=25, deadline=None, derandomize=True)
-def test_adding_changes_exactly_that(written_as: tuple[str, dict[str, Any]], name: str) -> None:
+def test_adding_changes_exactly_that(
+    tmp_path_factory: pytest.TempPathFactory, written_as: tuple[str, dict[str, Any]], name: str
+) -> None:
     text, _nodes = written_as
-    folder = written("model", text)
+    folder = written(tmp_path_factory, text)
     before = _inventory.parse(folder / "nodes.yml")
     source = {"url": "https://x/y.gguf"}
     for entry in ({"name": name}, {"name": "b", "source": source}):
