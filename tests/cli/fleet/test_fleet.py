@@ -123,6 +123,15 @@ def test_status_stats_and_models(place: Place, office: Path) -> None:
     assert list(model["versions"].values()) == [["node1", "node2"]]
 
 
+def test_logs_and_load(place: Place, office: Path) -> None:
+    answers = told(place.cluster("logs", "-n", "20", cwd=office))
+    assert MODEL in answers
+    assert "node1" in answers
+    assert told(place.cluster("logs", "node2", "-n", "5", cwd=office)).strip()
+    told(place.cluster("load", MODEL, cwd=office))
+    assert "--add" in told(place.cluster("load", "tiny", cwd=office), 2)
+
+
 def test_lock_drift_and_sync(place: Place, office: Path) -> None:
     told(place.cluster("lock", "--check", cwd=office), 1)
     told(place.cluster("lock", cwd=office))
