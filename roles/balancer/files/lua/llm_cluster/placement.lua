@@ -69,9 +69,9 @@ local function is_slow(peer, fleet)
     return (fleet.health[peer.id].slow or 0) > 0
 end
 
---- What it costs those that wait to leave slow peers alone, in seconds: the time until they have a slot of a quick one, on average,
--- and up to DEAREST times that the fewer slots are free, as one that stays empty is missed by those who come next. 0 if it isn't
--- known.
+--- What it costs those that wait to leave slow peers alone, in seconds: the time until they have a slot of a quick one, on
+-- average, and up to DEAREST times that the fewer slots are free, as one that stays empty is missed by those who come next. 0 if
+-- it isn't known.
 local function cost_of_holding(peers, want, fleet)
     local rate, free, all = 0, 0, 0
     for i = 1, #peers do
