@@ -2,20 +2,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 from llm_cluster_ops.commands import COMMANDS
+from unit.loading import load_file
 
 ROOT = Path(__file__).parents[3]
 
 
 def test_the_page_is_what_the_commands_say() -> None:
-    spec = importlib.util.spec_from_file_location("generate_cli", ROOT / "docs" / "generate_cli.py")
-    assert spec is not None
-    assert spec.loader is not None
-    generator = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generator)
+    generator = load_file(ROOT / "docs" / "generate_cli.py")
     assert generator.page() == (ROOT / "docs" / "cli.md").read_text(encoding="utf-8"), "run: make reference"
 
 

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -12,16 +11,12 @@ from typing import Any
 
 import pytest
 from llm_cluster_ops.cluster import PLAYBOOKS
+from unit.loading import load_file
 
 
 @pytest.fixture(scope="module")
 def module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("read_log", PLAYBOOKS / "library" / "read_log.py")
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+    return load_file(PLAYBOOKS / "library" / "read_log.py")
 
 
 @pytest.fixture

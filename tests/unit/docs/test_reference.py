@@ -2,20 +2,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
+
+from unit.loading import load_file
 
 ROOT = Path(__file__).parents[3]
 
 
 def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_reference", ROOT / "docs" / "generate_reference.py")
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+    return load_file(ROOT / "docs" / "generate_reference.py")
 
 
 def test_the_page_is_what_the_specifications_say() -> None:

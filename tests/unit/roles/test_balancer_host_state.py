@@ -4,30 +4,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from unit.loading import load_file
 
 FILES = Path(__file__).parents[3] / "roles" / "balancer" / "files"
 
 
-def load(name: str) -> ModuleType:
-    """Import one of the role's files."""
-    spec = importlib.util.spec_from_file_location("balancer_" + name, FILES / (name + ".py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-state = load("host_state")
+state = load_file(FILES / "host_state.py")
 
 # As /proc/net/tcp has them: 80 listens, 8000 listens, 80 is also the far end of a connection.
 TCP = """\

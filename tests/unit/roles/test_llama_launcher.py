@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import http.server
-import importlib.util
 import json
 import re
 import subprocess
@@ -16,22 +15,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from unit.loading import load_file
 
 FILES = Path(__file__).parents[3] / "roles" / "llama_cpp" / "files"
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, FILES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-launcher = load("llama_server")
-helper = load("llama_wait_idle")
+launcher = load_file(FILES / "llama_server.py")
+helper = load_file(FILES / "llama_wait_idle.py")
 
 
 class Strict:
