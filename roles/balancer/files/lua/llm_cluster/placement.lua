@@ -49,11 +49,15 @@ local function avoids(want, peer)
     return want.avoid and want.avoid[peer.id]
 end
 
+--- Is it one of those that take the request by rights, now or later?
+local function is_primary(peer, want, fleet)
+    return not peer.backup and not avoids(want, peer) and in_rotation(peer, want, fleet)
+end
+
 --- Is one that is no backup in rotation? Busy is not out: as long as there is, backups take nothing.
 local function has_primary(peers, want, fleet)
     for i = 1, #peers do
-        local peer = peers[i]
-        if not peer.backup and not avoids(want, peer) and in_rotation(peer, want, fleet) then
+        if is_primary(peers[i], want, fleet) then
             return true
         end
     end
@@ -76,7 +80,7 @@ local function cost_of_holding(peers, want, fleet)
     local rate, free, all = 0, 0, 0
     for i = 1, #peers do
         local peer = peers[i]
-        if not peer.backup and in_rotation(peer, want, fleet) and not avoids(want, peer) then
+        if is_primary(peer, want, fleet) then
             local usable, turn = fleet.usable(peer, fleet.now), fleet.health[peer.id].turn
             all, free = all + usable, free + max(0, usable - fleet.busy(peer.id))
             rate = rate + (turn and not is_slow(peer, fleet) and 1 / turn or 0)
@@ -99,9 +103,7 @@ local function worth_waiting_for(peers, want, fleet)
     local saves, out = want.saves, nil
     for i = 1, saves and #peers or 0 do
         local peer = peers[i]
-        if saves[peer.id] and not peer.backup and in_rotation(peer, want, fleet) and not avoids(want, peer)
-            and fleet.health[peer.id].turn
-        then
+        if saves[peer.id] and is_primary(peer, want, fleet) and fleet.health[peer.id].turn then
             out = out or {}
             out[#out + 1] = peer
         end
