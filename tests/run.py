@@ -5,11 +5,13 @@
 Each suite is a list of commands; a command that pytest runs counts its tests, any other counts as one test. All suites
 run, also after one has failed. First, one by one, those that measure or keep the machine busy; then, two at a time,
 those that wait for hosts now and then. What the latter print comes when a command has ended. The last line is
-``N passed, N failed``.
+``N passed, N failed``, and how many tries more there were: with RERUNS=1 in the environment, for machines that are shared
+with others, a test that failed gets a second one.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -22,6 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / ".build" / "results"
+RERUNS = int(os.environ.get("RERUNS", "0"))
 
 
 @dataclass
@@ -59,6 +62,7 @@ class Tally:
     passed: int = 0
     failed: int = 0
     skipped: int = 0
+    rerun: int = 0
     lines: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -66,7 +70,8 @@ class Tally:
 def pytest(name: str, *arguments: str) -> Command:
     """Return a pytest run whose counts are collected."""
     report = name.replace(" ", "-").replace("/", "-") + ".xml"
-    argv = [sys.executable, "-m", "pytest", "--quiet", f"--junitxml={RESULTS / report}", *arguments]
+    options = ["--quiet", f"--junitxml={RESULTS / report}", f"--reruns={RERUNS}"]
+    argv = [sys.executable, "-m", "pytest", *options, *arguments]
     return Command(name, argv, report)
 
 
@@ -135,18 +140,20 @@ SUITES = [
 ]
 
 
-def counts(report: Path) -> tuple[int, int, int]:
-    """Return (passed, failed, skipped) from a JUnit report; a missing one or one without tests is a failure."""
+def counts(report: Path) -> tuple[int, int, int, int]:
+    """Return (passed, failed, skipped, rerun) from a JUnit report; a missing one or one without tests is a failure."""
     if not report.exists():
-        return 0, 1, 0
-    passed = failed = skipped = 0
+        return 0, 1, 0, 0
+    passed = failed = skipped = rerun = 0
     for suite in ET.parse(report).getroot().iter("testsuite"):
-        bad = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+        tests, bad = int(suite.get("tests", 0)), int(suite.get("failures", 0)) + int(suite.get("errors", 0))
         left_out = int(suite.get("skipped", 0))
-        passed += int(suite.get("tests", 0)) - bad - left_out
+        passed += tests - bad - left_out
         failed += bad
         skipped += left_out
-    return (passed, failed, skipped) if passed + failed else (0, 1, skipped)
+        # Each try is a case of its own there, but counts as one test.
+        rerun += max(0, len(suite.findall("testcase")) - tests)
+    return (passed, failed, skipped, rerun) if passed + failed else (0, 1, skipped, rerun)
 
 
 def execute(command: Command, *, later: bool, lock: threading.Lock) -> bool:
@@ -171,7 +178,7 @@ def run(command: Command, tally: Tally, *, later: bool) -> bool:
         report.unlink(missing_ok=True)
     began = time.monotonic()
     ok = execute(command, later=later, lock=tally.lock)
-    passed, failed, skipped = counts(report) if report else (int(ok), int(not ok), 0)
+    passed, failed, skipped, rerun = counts(report) if report else (int(ok), int(not ok), 0, 0)
     failed = max(failed, int(not ok))
     ok = not failed
     verdict = "ok" if ok else "FAILED"
@@ -179,6 +186,7 @@ def run(command: Command, tally: Tally, *, later: bool) -> bool:
         tally.passed += passed
         tally.failed += failed
         tally.skipped += skipped
+        tally.rerun += rerun
         tally.lines.append(
             f"{verdict:7}{time.monotonic() - began:7.1f} s  {passed:4} passed {failed:3} failed  {command.name}"
         )
@@ -218,7 +226,8 @@ def main(names: list[str]) -> int:
     print("\n" + "\n".join(tally.lines))
     print(f"{(time.monotonic() - began) / 60:.1f} minutes in all")
     skipped = f", {tally.skipped} skipped" if tally.skipped else ""
-    print(f"{tally.passed} passed, {tally.failed} failed{skipped}")
+    rerun = f", {tally.rerun} rerun" if tally.rerun else ""
+    print(f"{tally.passed} passed, {tally.failed} failed{skipped}{rerun}")
     return 1 if tally.failed else 0
 
 

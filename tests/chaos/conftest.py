@@ -52,9 +52,10 @@ def row(request: pytest.FixtureRequest) -> Callable[[str], Row]:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
-    if report.when == "call" and report.passed:
+    if report.when == "call":
         for line in item.stash.get(ROWS, []):
-            line.verdict = "ok"
+            line.verdict = "ok" if report.passed else "FAILED"
+        item.stash[ROWS] = []  # a second try has rows of its own
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
