@@ -5,8 +5,8 @@
 Each suite is a list of commands; a command that pytest runs counts its tests, any other counts as one test. All suites
 run, also after one has failed. First, one by one, those that measure or keep the machine busy; then, two at a time,
 those that wait for hosts now and then. What the latter print comes when a command has ended. The last line is
-``N passed, N failed``, and how many tries more there were: with RERUNS=1 in the environment, for machines that are shared
-with others, a test that failed gets a second one.
+``N passed, N failed``, and how many tries more there were: with RERUNS=1 in the environment, for machines that are
+shared with others, a test that failed gets a second one.
 """
 
 from __future__ import annotations
