@@ -9,6 +9,7 @@ import json
 import pytest
 from bench.point import Point, Row
 from bench.real import calibration, chats
+from bench.report import plots
 from bench.scenarios import real_engine
 from load.client import Ask, Result
 
@@ -64,3 +65,17 @@ def test_the_page_shows_both_curves_and_the_gain() -> None:
     assert "50 % sooner" in text
     assert "| 32 | 400 ms | 401 ms |" in text
     assert "50 % sooner" not in real_engine.section(rows[:1])
+
+
+def test_both_curves_make_a_plot() -> None:
+    prefill = [{"tokens": 32 * n, "real_ms": 40.0 * n, "simulated_ms": 41.0 * n} for n in (1, 2)]
+    decode = [{"streams": n, "real_tokens_per_s": 9.0 / n, "simulated_tokens_per_s": 9.0} for n in (1, 2)]
+    rows = [
+        Row(Point.of("real_engine", "direct", part=part), {"curve": json.dumps(curve)})
+        for part, curve in (("prefill", prefill), ("decode", decode))
+    ]
+    ((name, figure),) = plots.drawn({"real_engine": rows})
+    assert f"benchmarks/{name}.svg" in real_engine.section(rows)
+    for axes in figure.axes:
+        assert [line.get_label() for line in axes.lines] == ["llama.cpp", "simulated"]
+    assert plots.drawn({"real_engine": rows[:1]}) == []

@@ -208,6 +208,66 @@ describe("placement.choose", function()
         end
     end)
 
+    describe("among many peers", function()
+        local list, looks, clock
+
+        --- Choose for one more request, with the peers' state as it is in the list.
+        local function next_one(fields)
+            local peers, want, fleet = scene(list, fields)
+            local busy = fleet.busy
+            fleet.busy = function(id)
+                looks = looks + 1
+                return busy(id)
+            end
+            return placement.choose(peers, want, fleet, clock)
+        end
+
+        before_each(function()
+            list, looks, clock = {}, 0, placement.clock()
+            for i = 1, 1000 do
+                list[i] = candidate("p" .. i)
+            end
+        end)
+
+        it("compares some of those that are free, and all get their turn", function()
+            local counts = {}
+            for _ = 1, 2000 do
+                local id = next_one().id
+                counts[id] = (counts[id] or 0) + 1
+            end
+            assert.is_true(looks <= 2000 * 64)
+            for i = 1, 1000 do
+                assert.is_true((counts["p" .. i] or 0) <= 4, i)
+            end
+            local used = 0
+            for _ in pairs(counts) do
+                used = used + 1
+            end
+            assert.is_true(used > 800, used)
+        end)
+
+        it("finds the one that has a free slot, holds the prefix, is preferred, or is not slow", function()
+            for _, c in ipairs(list) do
+                c.busy = 4
+            end
+            list[777].busy = 3
+            assert.equal("p777", next_one().id)
+            for _, c in ipairs(list) do
+                c.busy = 0
+            end
+            list[500].depth = 2
+            assert.equal("p500", next_one().id)
+            assert.equal("p500", next_one().id)
+            list[500].depth, list[600].preferred = nil, true
+            assert.equal("p600", next_one().id)
+            list[600].preferred = nil
+            for i, c in ipairs(list) do
+                c.slow = i ~= 123 and 1 or 0
+            end
+            assert.equal("p123", next_one().id)
+        end)
+    end)
+
     it("does not flood a newcomer", function()
         local clock = placement.clock()
         local old, new = candidate("old"), candidate("new")

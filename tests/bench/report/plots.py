@@ -72,6 +72,9 @@ def drawn(results: Results) -> list[tuple[str, Figure]]:
         found.append(("scale-out", scale_out(rows)))
     if rows := results.get("failover"):
         found.append(("failover", failover(rows)))
+    curves = {str(row.get("part")): row for row in results.get("real_engine", []) if row.get("curve")}
+    if {"prefill", "decode"} <= curves.keys():
+        found.append(("real-engine", real_engine(curves)))
     return found
 
 
@@ -199,3 +202,22 @@ def failover(rows: list[Row]) -> Figure:
     all_axes[-1].set_xlabel("seconds")
     figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7)
     return figure
+
+
+def real_engine(curves: Mapping[str, Row]) -> Figure:
+    """The simulated engine beside the real one; by part of the work."""
+    figure, (left, right) = panels(2)
+    for axes, part, x, y, across, up in (
+        (left, "prefill", "tokens", "ms", "tokens of the prompt", "time to first token, ms"),
+        (right, "decode", "streams", "tokens_per_s", "streams at once", "tokens per second of each stream"),
+    ):
+        points = json.loads(str(curves[part].get("curve")))
+        xs = [point[x] for point in points]
+        axes.plot(xs, [point[f"real_{y}"] for point in points], color="black", marker="o", label="llama.cpp")
+        simulated = [point[f"simulated_{y}"] for point in points]
+        axes.plot(xs, simulated, color="#d55e00", marker="^", linestyle="--", label="simulated")
+        axes.set_xlabel(across)
+        axes.set_ylabel(up)
+        axes.set_ylim(bottom=0)
+    right.set_xticks(xs)
+    return explained(figure, left)

@@ -57,6 +57,8 @@ def section(rows: list[Row]) -> str:
         lines += _chats(turns)
     if curves:
         lines += ["", CALIBRATION]
+    if len(curves) == len(CURVES):
+        lines += ["![The simulated engine beside llama.cpp](benchmarks/real-engine.svg)", ""]
     if "prefill" in curves:
         lines += ["| prompt tokens | first token, real | simulated |", "|--:|--:|--:|"]
         lines += [

@@ -8,6 +8,7 @@ The tests are the chapters of one story: they run in this order, and end at the 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -22,10 +23,12 @@ from demo.model import fetch
 
 MODEL = "gemma3:270m"
 # The base model continues a text: what the user says is all it gets to see. Short answers prove as much as long ones.
+MODELS = """    llm_models:
+      - {{name: "gemma3:270m", source: {{file: {file}}}, context: 1024, preload: true}}
+"""
 SETTINGS = """
 llm_engine: llama_cpp
-llm_models:
-  - {{name: "gemma3:270m", source: {{file: {file}}}, context: 1024, preload: true}}
+llm_endpoint_tls: self_signed
 llm_default_model: "gemma3:270m"
 ansible_ssh_common_args: -F {ssh}
 verify_max_tokens: 4
@@ -44,7 +47,8 @@ def place(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             shutil.copyfile(fetch(ROOT / ".build" / "models"), home / "model.gguf")
             yield Place(installed, home)
         finally:
-            (home / "model.gguf").unlink(missing_ok=True)
+            for model in home.glob("*.gguf"):
+                model.unlink()
             # Ansible's connections would stay for ten minutes.
             for socket in (home / ".ansible" / "cp").glob("*"):
                 subprocess.run(["ssh", "-o", f"ControlPath={socket}", "-O", "exit", "any"], check=False)
@@ -68,11 +72,21 @@ def key_of(place: Place, office: Path) -> str:
     return shown.split("vault_llm_key_team_a: ")[1].strip()
 
 
+def ask(place: Place, model: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Ask a model with llm, as anybody does; trusting what ``use`` has written, unless told otherwise."""
+    bundle = str(place.home / "llm" / "llm-cluster-office.pem")
+    trusted = {"SSL_CERT_FILE": bundle, **extra}
+    return place.run("llm", "-m", model, "-o", "max_tokens", "8", "Roses are red,", **trusted)
+
+
 def test_init_and_a_first_node_that_is_stopped_in_mid_work(place: Place, office: Path) -> None:
     told(place.cluster("init", "--name", "office", "--user", "root", "--balancer", "balancer"))
     # Read after main.yml, whose example is of Ollama.
     settings = SETTINGS.format(file=place.home / "model.gguf", ssh=STATE / "ssh_config")
     (office / "group_vars" / "all" / "ours.yml").write_text(settings)
+    nodes = (office / "nodes.yml").read_text()
+    models = MODELS.format(file=place.home / "model.gguf")
+    (office / "nodes.yml").write_text(re.sub(r"    llm_models:\n(?:      .*\n)+", models, nodes, count=1))
     argv = [str(place.python.parent / "llm"), "cluster", "add-node", "node1", "--slots", "2"]
     work = subprocess.Popen(
         argv, cwd=office, env=place.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -97,10 +111,13 @@ def test_init_and_a_first_node_that_is_stopped_in_mid_work(place: Place, office:
 
 
 def test_llm_answers_through_it(place: Place, office: Path) -> None:
-    told(place.cluster("use", cwd=office))
-    answer = place.run("llm", "-m", MODEL, "-o", "max_tokens", "8", "Roses are red,")
+    output = told(place.cluster("use", cwd=office))
+    assert f"export SSL_CERT_FILE={place.home}/llm/llm-cluster-office.pem" in output
+    answer = ask(place, MODEL)
     assert answer.returncode == 0, answer.stderr
     assert len(answer.stdout.split()) >= 3
+    # Without the certificate nobody is talked to.
+    assert ask(place, MODEL, SSL_CERT_FILE="/etc/ssl/certs/ca-certificates.crt").returncode != 0
 
 
 def test_it_grows_by_a_node(place: Place, office: Path) -> None:
@@ -132,6 +149,19 @@ def test_logs_and_load(place: Place, office: Path) -> None:
     assert "--add" in told(place.cluster("load", "tiny", cwd=office), 2)
 
 
+def test_logs_are_followed(place: Place, office: Path) -> None:
+    argv = [str(place.python.parent / "llm"), "cluster", "logs", "-f", "-n", "1"]
+    following = subprocess.Popen(argv, cwd=office, env=place.environment, stdout=subprocess.PIPE, text=True)
+    assert following.stdout
+    before = [following.stdout.readline() for _ in ("heading", "last")]
+    assert ask(place, MODEL).returncode == 0
+    now = following.stdout.readline()
+    assert MODEL in now
+    assert now not in before
+    following.send_signal(signal.SIGINT)
+    assert following.wait(30) == 0
+
+
 def test_lock_drift_and_sync(place: Place, office: Path) -> None:
     told(place.cluster("lock", "--check", cwd=office), 1)
     told(place.cluster("lock", cwd=office))
@@ -147,6 +177,19 @@ def test_lock_drift_and_sync(place: Place, office: Path) -> None:
     told(place.cluster("drift", cwd=office))
 
 
+def test_a_model_is_added(place: Place, office: Path) -> None:
+    shutil.copyfile(place.home / "model.gguf", place.home / "another.gguf")
+    told(place.cluster("load", "another", "--source", str(place.home / "another.gguf"), cwd=office))
+    assert "another:" in (office / "models.lock.yml").read_text()
+    assert "source" in (office / "nodes.yml").read_text().split("name: another")[1]
+    models = {model["name"]: model for model in json.loads(told(place.cluster("models", "--json", cwd=office)))}
+    assert list(models["another"]["versions"].values()) == [["node1", "node2"]]
+    told(place.cluster("drift", cwd=office))
+    told(place.cluster("use", cwd=office))
+    answer = ask(place, "another")
+    assert answer.returncode == 0, answer.stderr
+
+
 def test_drain_and_resume(place: Place, office: Path) -> None:
     told(place.cluster("drain", "node1", "--reason", "new disk", cwd=office))
     assert "drained by operator" in told(place.cluster("status", cwd=office))
@@ -160,7 +203,7 @@ def test_a_node_goes_and_leaves_a_clean_host(place: Place, office: Path) -> None
     assert on("node2", "ls /etc/systemd/system /var/lib | grep -i llama || true") == ""
     status = json.loads(told(place.cluster("status", "--json", cwd=office)))
     assert list(status["nodes"]) == ["node1"]
-    answer = place.run("llm", "-m", MODEL, "-o", "max_tokens", "4", "Roses are red,")
+    answer = ask(place, MODEL)
     assert answer.returncode == 0, answer.stderr
     told(place.cluster("use", "--undo", cwd=office))
     assert MODEL not in place.run("llm", "models").stdout

@@ -7,6 +7,9 @@
 -- lowest tag goes first (start-time fair queueing, Goyal, Vin and Cheng 1996). The clock holds newcomers back from taking
 -- everything until they have caught up.
 --
+-- Of very many free peers as many are compared as make the best of them hardly worse than the best of all (the power of several
+-- choices, Mitzenmacher 2001); where the next request goes on from there. So a request costs the same whatever the fleet's size.
+--
 -- A peer that is slow at present is a last resort: a request takes it once so many wait that holding them back costs more than
 -- is lost there (a threshold, as in the slow-server problem, Lin and Kumar 1984), at the latest once it has waited as long as it
 -- would lose there (the break-even rule of ski rental: at most twice the best possible in hindsight).
@@ -32,11 +35,12 @@ local APART = 1              -- seconds
 local max, min = math.max, math.min
 
 local DEAREST = 4 -- times; measured: enough for nodes of unequal speed, and one that broke down to a fifth is still left alone
+local ENOUGH = 64 -- free peers to compare
 local AHEAD = 2 -- rounds of its slots that a peer's tag may run ahead, by requests that go back to a prefix
 
---- A clock for choose(); one per worker.
+--- A clock for choose(); one per worker. start: the place in a long list behind which comparing begins.
 function M.clock()
-    return { now = 0, tags = {} }
+    return { now = 0, tags = {}, start = 0 }
 end
 
 --- Can the peer serve the request, now or later: neither out nor drained, and it has the model?
@@ -89,7 +93,7 @@ local function cost_of_holding(peers, want, fleet)
     return rate > 0 and free > 0 and fleet.queued / rate * min(DEAREST, all / free) or 0
 end
 
---- How good the peer is for the request before load counts: higher is better.
+--- How good the peer is for the request before load counts: higher is better, 7 best (5 where no peer is preferred).
 local function tier(peer, want, fleet)
     local health = fleet.health[peer.id]
     return (is_slow(peer, fleet) and 0 or 4) + (want.preferred and want.preferred[peer.id] and 2 or 0)
@@ -143,7 +147,7 @@ end
 -- @return the peer; or nil and "busy" (wait), "avoided" (only peers that failed this request are left) or "out" (no peer is in
 --   rotation)
 function M.choose(peers, want, fleet, clock)
-    local primary, any, avoided, slow = false, false, false, false
+    local primary, any, avoided = false, false, false
     for i = 1, #peers do
         local peer = peers[i]
         if in_rotation(peer, want, fleet) then
@@ -151,8 +155,10 @@ function M.choose(peers, want, fleet, clock)
                 avoided = true
             else
                 any = true
-                primary = primary or not peer.backup
-                slow = slow or is_slow(peer, fleet)
+                if not peer.backup then
+                    primary = true
+                    break
+                end
             end
         end
     end
@@ -161,18 +167,23 @@ function M.choose(peers, want, fleet, clock)
     end
     local affinity = fleet.policy == "affinity"
     local by_load = fleet.policy ~= "weighted_round_robin"
+    local holders = affinity and want.holders or nil
     local others = worth_waiting_for(peers, want, fleet)
-    local holding = slow and cost_of_holding(peers, want, fleet)
+    local holding
     local best, best_tier, best_depth, best_load, best_tag
-    for i = 1, #peers do
-        local peer = peers[i]
-        if in_rotation(peer, want, fleet) and not avoids(want, peer) and not (primary and peer.backup)
-            and is_open(peer, others, holding, want, fleet)
+    local all, top, compared, enough = #peers, want.preferred and 7 or 5, 0, false
+    local start = all > ENOUGH and clock.start or 0
+    for step = 1, all do
+        local at = (start + step - 1) % all + 1
+        local peer = peers[at]
+        local id = peer.id
+        if (not enough or holders[id]) and in_rotation(peer, want, fleet) and not avoids(want, peer)
+            and not (primary and peer.backup)
         then
-            local id = peer.id
+            holding = holding or is_slow(peer, fleet) and cost_of_holding(peers, want, fleet)
             local busy = fleet.busy(id)
-            if want.slotless or busy < fleet.usable(peer, fleet.now) then
-                local level, depth = tier(peer, want, fleet), affinity and want.holders and want.holders[id] or 0
+            if (want.slotless or busy < fleet.usable(peer, fleet.now)) and is_open(peer, others, holding, want, fleet) then
+                local level, depth = tier(peer, want, fleet), holders and holders[id] or 0
                 local load = by_load and busy / (peer.slots * peer.weight) or 0
                 local tag = max(clock.tags[id] or 0, clock.now)
                 local better = not best
@@ -189,6 +200,13 @@ function M.choose(peers, want, fleet, clock)
                 end
                 if better then
                     best, best_tier, best_depth, best_load, best_tag = peer, level, depth, load, tag
+                end
+                compared = compared + 1
+                if not enough and compared >= ENOUGH and best_tier >= top then
+                    enough, clock.start = true, at
+                    if not holders then
+                        break
+                    end
                 end
             end
         end
