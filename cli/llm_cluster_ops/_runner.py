@@ -69,8 +69,8 @@ QUESTIONS = {
 # Playbooks that messages name, and their commands where those have another name.
 NAMED = ("site", "verify", "status", "stats", "load", "lock", "drift", "sync", "drain", "resume")
 COMMANDS_OF = {"site": "deploy"}
-# How long Ansible has to end by itself once it was told to, in seconds. It needs a moment only; but an interrupt that comes
-# while it forks is lost (Python ignores what is raised there), and then it would just go on.
+# How long Ansible has to end by itself once it was told to, in seconds. It needs a moment only; but an interrupt that
+# comes while it forks is lost (Python ignores what is raised there), and then it would just go on.
 GRACE = 5.0
 KEEP_LOGS = 30
 COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
