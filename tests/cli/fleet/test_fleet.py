@@ -76,7 +76,7 @@ def ask(place: Place, model: str, **extra: str) -> subprocess.CompletedProcess[s
     """Ask a model with llm, as anybody does; trusting what ``use`` has written, unless told otherwise."""
     bundle = str(place.home / "llm" / "llm-cluster-office.pem")
     trusted = {"SSL_CERT_FILE": bundle, **extra}
-    return place.run("llm", "-m", model, "-o", "max_tokens", "8", "Roses are red,", **trusted)
+    return place.run("llm", "-m", model, "-o", "max_tokens", "8", "Roses are red,", cwd=place.home, **trusted)
 
 
 def test_init_and_a_first_node_that_is_stopped_in_mid_work(place: Place, office: Path) -> None:
