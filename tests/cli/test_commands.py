@@ -120,8 +120,10 @@ def test_ctrl_c_stops_cleanly_and_says_how_things_stand(
     assert "SECRET_OF_THE_USER" not in kept
     assert "team-a" in kept or "node1" in kept
     assert len(processes_of(folder)) > 1
+    began = time.monotonic()
     working.send_signal(signal.SIGINT)
     output, errors = working.communicate(timeout=40)
+    assert time.monotonic() - began < 15
     assert working.returncode == 1, errors
     assert "Stopped in the middle of drain" in errors
     assert "balancer: stopped in Drain the node on every balancer, at: Wait until" in errors

@@ -118,8 +118,10 @@ def test_following_shows_what_comes_over_a_rotation_and_ends_by_ctrl_c(
     with logs[0].open("a") as writer:
         writer.write(line(9))
     seen("node9")
+    began = time.monotonic()
     following.send_signal(signal.SIGINT)
     assert following.wait(30) == 0, output.read_text()
+    assert time.monotonic() - began < 10
     assert "Stopped" not in output.read_text()
     assert output.read_text().count("balancer") == len(output.read_text().splitlines())
     assert processes_of(folder) == []

@@ -22,10 +22,10 @@ from cli.fleet.hosts import STATE, hosts, on
 from demo.model import fetch
 
 MODEL = "gemma3:270m"
-# The base model continues a text: what the user says is all it gets to see. Short answers prove as much as long ones.
 MODELS = """    llm_models:
       - {{name: "gemma3:270m", source: {{file: {file}}}, context: 1024, preload: true}}
 """
+# The base model continues a text: what the user says is all it gets to see. Short answers prove as much as long ones.
 SETTINGS = """
 llm_engine: llama_cpp
 llm_endpoint_tls: self_signed
@@ -82,7 +82,7 @@ def ask(place: Place, model: str, **extra: str) -> subprocess.CompletedProcess[s
 def test_init_and_a_first_node_that_is_stopped_in_mid_work(place: Place, office: Path) -> None:
     told(place.cluster("init", "--name", "office", "--user", "root", "--balancer", "balancer"))
     # Read after main.yml, whose example is of Ollama.
-    settings = SETTINGS.format(file=place.home / "model.gguf", ssh=STATE / "ssh_config")
+    settings = SETTINGS.format(ssh=STATE / "ssh_config")
     (office / "group_vars" / "all" / "ours.yml").write_text(settings)
     nodes = (office / "nodes.yml").read_text()
     models = MODELS.format(file=place.home / "model.gguf")

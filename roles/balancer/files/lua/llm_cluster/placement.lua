@@ -165,9 +165,8 @@ function M.choose(peers, want, fleet, clock)
     if not any then
         return nil, avoided and "avoided" or "out"
     end
-    local affinity = fleet.policy == "affinity"
     local by_load = fleet.policy ~= "weighted_round_robin"
-    local holders = affinity and want.holders or nil
+    local holders = fleet.policy == "affinity" and want.holders or nil
     local others = worth_waiting_for(peers, want, fleet)
     local holding
     local best, best_tier, best_depth, best_load, best_tag
