@@ -6,8 +6,8 @@ local placement = require "llm_cluster.placement"
 local PEER = { slots = true, weight = true, backup = true }
 local WANT = { avoid = "avoid", preferred = "preferred", depth = "holders", saves = "saves" }
 
---- A peer and its state: busy, up, drained, resting, slow, cold, lacks, turn; avoid, preferred, depth, saves say what the request
--- makes of it.
+--- A peer and its state: busy, up, drained, resting, slow, cold, lacks, turn, rate; avoid, preferred, depth, saves say what the
+-- request makes of it.
 local function candidate(id, fields)
     local out = { peer = { id = id, slots = 4, weight = 1, backup = false }, busy = 0, up = true }
     for key, value in pairs(fields or {}) do
@@ -25,11 +25,11 @@ local function scene(list, fields)
     fields = fields or {}
     local peers, want = {}, { model = "m", since = 100 - (fields.waited or 0), slotless = fields.slotless }
     local fleet = { now = 100, policy = fields.policy or "affinity", health = {}, drained = {} }
-    local busy = {}
+    local busy, rate = {}, {}
     for i, c in ipairs(list) do
         local id = c.peer.id
         peers[i] = c.peer
-        busy[id] = c.busy
+        busy[id], rate[id] = c.busy, c.rate or 0
         fleet.health[id] = {
             up = c.up, resting_until = c.resting and 101 or nil, slow = c.slow or 0, cold = c.cold and { m = true } or nil,
             lacks = c.lacks and { m = true } or nil, turn = c.turn,
@@ -43,6 +43,7 @@ local function scene(list, fields)
         end
     end
     fleet.busy = function(id) return busy[id] end
+    fleet.rate = function(id) return rate[id] end
     fleet.suspects = function(id) return fields.suspects == id and 1 or 0 end
     want.suspect = fields.suspects and 100 - (fields.apart or 0)
     fleet.usable = function(peer) return peer.slots end
@@ -125,19 +126,26 @@ describe("placement.choose", function()
     end)
 
     it("takes a slow peer at once when holding all back that wait costs more", function()
-        local slow, full = candidate("slow", { slow = 3 }), candidate("full", { busy = 4, turn = 1 })
-        local other, unknown = candidate("other", { busy = 4, turn = 1 }), candidate("unknown", { busy = 4 })
+        local slow = candidate("slow", { slow = 3 })
+        local full, unknown = candidate("full", { busy = 4, turn = 1 }), candidate("unknown", { busy = 4 })
         local function goes(queued, ...)
             return choose({ slow, ... }, nil, { queued = queued }) ~= nil
         end
-        assert.is_false(goes(1, full), "1 second for each, twice that as half of the slots are free")
-        assert.is_true(goes(2, full))
-        assert.is_false(goes(1, full, other), "half a second for each, three times that")
+        assert.is_false(goes(2, full), "nobody else comes: a second for each")
+        assert.is_true(goes(3, full))
+        local other = candidate("other", { busy = 4, turn = 1, rate = 1 })
+        assert.is_false(goes(2, full, other), "room for one more in a second")
+        assert.is_true(goes(3, full, other))
+        slow.rate = 0.5
+        assert.is_false(goes(1, full, other), "what the slow one takes now would come, too")
         assert.is_true(goes(2, full, other))
+        slow.rate = 1
+        assert.is_true(goes(1, full, other), "the quick ones alone cannot keep up")
+        slow.rate = 0
         assert.is_false(goes(1000, unknown), "nothing is known of how long it takes")
-        assert.is_true(goes(2, full, candidate("drained", { turn = 0.01, drained = true })))
-        assert.is_true(goes(2, full, candidate("backup", { turn = 0.01, backup = true })))
-        assert.is_true(goes(2, full, candidate("slow, too", { turn = 0.01, slow = 3, busy = 4 })))
+        assert.is_true(goes(3, full, candidate("drained", { turn = 0.01, drained = true })))
+        assert.is_true(goes(3, full, candidate("backup", { turn = 0.01, backup = true })))
+        assert.is_true(goes(3, full, candidate("slow, too", { turn = 0.01, slow = 3, busy = 4 })))
     end)
 
     it("waits for who holds the prefix as long as reading it takes, if a slot there is likely to be free sooner", function()

@@ -10,7 +10,7 @@ local function record(n, mean, spread, group, weight)
         local value = mean + (spread or 0) * (n > 1 and 2 * (i - 1) / (n - 1) - 1 or 0)
         sums[2], sums[3] = sums[2] + value, sums[3] + value * value
     end
-    return { at = 0, groups = { [group or "first\tm\t10"] = sums } }
+    return { at = 0, span = 30, groups = { [group or "first\tm\t10"] = sums } }
 end
 
 local function others(n, ...)
@@ -102,9 +102,9 @@ end)
 describe("speed.merge", function()
     it("adds up", function()
         local merged = speed.merge(nil, { g = { 2, 3, 5, 2 } }, 100)
-        assert.same({ at = 100, groups = { g = { 2, 3, 5, 2 } } }, merged)
+        assert.same({ at = 100, span = 0.5, groups = { g = { 2, 3, 5, 2 } } }, merged)
         merged = speed.merge(merged, { g = { 1, 1, 1, 1 }, h = { 1, 2, 4, 1 } }, 100)
-        assert.same({ at = 100, groups = { g = { 3, 4, 6, 3 }, h = { 1, 2, 4, 1 } } }, merged)
+        assert.same({ at = 100, span = 0.5, groups = { g = { 3, 4, 6, 3 }, h = { 1, 2, 4, 1 } } }, merged)
     end)
 
     it("changes neither of the two", function()
@@ -116,7 +116,7 @@ describe("speed.merge", function()
     end)
 
     it("fades with age, keeps the mean, and forgets in the end", function()
-        local merged = speed.merge({ at = 0, groups = { g = { 10, 5, 3, 10 } } }, {}, 30)
+        local merged = speed.merge({ at = 0, span = 30, groups = { g = { 10, 5, 3, 10 } } }, {}, 30)
         near(10 / math.exp(1), merged.groups.g[1])
         near(0.5, merged.groups.g[2] / merged.groups.g[1])
         assert.same({}, speed.merge(merged, {}, 600).groups)
@@ -148,7 +148,7 @@ end)
 
 --- A record of several groups: {group = {n, mean, spread, weight}}.
 local function records_of(groups)
-    local out = { at = 0, groups = {} }
+    local out = { at = 0, span = 30, groups = {} }
     for group, each in pairs(groups) do
         out.groups[group] = record(each[1], each[2], each[3], group, each[4]).groups[group]
     end
@@ -164,6 +164,19 @@ describe("speed.held", function()
 
     it("says nothing about less than five answers", function()
         assert.is_nil(speed.held(record(4, 2)))
+    end)
+
+    it("says how many answers come in a second, from the first second on", function()
+        local merged
+        for second = 1, 200 do
+            merged = speed.merge(merged, { ["whole\tm\t10\t3"] = { 4, 1, 1, 4 } }, second)
+            local _, rate = speed.held(merged)
+            assert.is_true(second < 4 or math.abs(rate - 4) < 1, second .. ": " .. tostring(rate))
+        end
+        for _, after in ipairs { 0, 30 } do
+            local _, rate = speed.held(speed.merge(merged, {}, 200 + after))
+            assert.is_true(math.abs(rate - 4 * math.exp(-after / 30)) < 0.2, tostring(rate))
+        end
     end)
 end)
 

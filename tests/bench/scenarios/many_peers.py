@@ -24,7 +24,7 @@ def points(full: bool, systems: list[str]) -> list[Point]:
     if not full:
         return []
     return [
-        Point.of("many_peers", name, peers=count, seconds=10)
+        Point.of("many_peers", name, peers=count, seconds=5)
         for count in (10, 100, 1000)
         for name in balancers(systems)
     ]

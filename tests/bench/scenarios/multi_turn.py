@@ -26,7 +26,7 @@ FLEET = {"slots": 2, "prefill": SLOWER * scale.PREFILL, "gap": scale.GAP / 2, "c
 def points(full: bool, systems: list[str]) -> list[Point]:
     names = list(dict.fromkeys(["affinity", "least_busy", *balancers(systems)]))
     loads = (0.5, 0.65, 0.8) if full else (0.65,)
-    return [Point.of("multi_turn", name, load=load, seconds=120 if full else 15) for load in loads for name in names]
+    return [Point.of("multi_turn", name, load=load, seconds=60 if full else 15) for load in loads for name in names]
 
 
 def run(point: Point, system: System, folder: Path) -> Figures:

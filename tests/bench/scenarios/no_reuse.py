@@ -28,7 +28,7 @@ CHARACTERS, TOKENS = 4000, 10
 def points(full: bool, systems: list[str]) -> list[Point]:
     names = list(dict.fromkeys(["affinity", "least_busy", *balancers(systems)]))
     return [
-        Point.of("no_reuse", name, load=0.65, seconds=120 if full else 15, round=turn)
+        Point.of("no_reuse", name, load=0.65, seconds=60 if full else 15, round=turn)
         for turn in range(3 if full else 1)
         for name in names
     ]

@@ -22,7 +22,7 @@ ROUNDS = 3
 
 
 def points(full: bool, systems: list[str]) -> list[Point]:
-    return [Point.of("overhead", name, seconds=10 if full else 1) for name in balancers(systems)]
+    return [Point.of("overhead", name, seconds=4 if full else 1) for name in balancers(systems)]
 
 
 def run(point: Point, system: System, folder: Path) -> Figures:

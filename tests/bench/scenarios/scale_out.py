@@ -31,7 +31,7 @@ def points(full: bool, systems: list[str]) -> list[Point]:
     if not full:
         return []
     return [
-        Point.of("scale_out", name, work=work, nodes=count, seconds=30)
+        Point.of("scale_out", name, work=work, nodes=count, seconds=20)
         for work in ("questions", "documents")
         for count in NODES
         for name in balancers(systems)

@@ -21,7 +21,7 @@ ROUNDS = 2
 
 def points(full: bool, systems: list[str]) -> list[Point]:
     return [
-        Point.of("streams", name, streams=count, tokens=60 if full else 25)
+        Point.of("streams", name, streams=count, tokens=40 if full else 25)
         for count in ((50, 200, 500) if full else (50,))
         for name in balancers(systems)
     ]

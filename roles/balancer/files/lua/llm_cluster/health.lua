@@ -36,7 +36,7 @@ local REFUSED = "connection refused"
 
 local KEYS = {
     "health", "why", "since", "failures", "successes", "flaps", "hold", "resting", "returned", "lacks", "cold", "slow", "judged",
-    "good", "strikes", "spared", "suspected", "checked", "canary", "broke", "turn",
+    "good", "strikes", "spared", "suspected", "checked", "canary", "broke", "turn", "rate",
 }
 
 local function dict()
@@ -330,16 +330,17 @@ function M.measured(peer, first, tokens, decode, model, size)
     end
 end
 
---- Note how long the peers' slots are held and how long reading takes.
+--- Note how long the peers' slots are held, how many answers they give, and how long reading takes.
 -- @param holding, reading what speed.judge_all() returned
 local function note_times(d, holding, reading)
     for _, each in ipairs(holding) do
         local key, turn = "turn:" .. each.peer.id, each.held / each.peer.slots
         local known = d:get(key)
-        if not known or math.abs(turn - known) > known / 4 then
+        if not known or math.abs(turn - known) > known / 10 then
             d:set(key, turn)
             changed(d)
         end
+        d:set("rate:" .. each.peer.id, each.rate, SPEED_MEMORY)
     end
     for model, seconds in pairs(reading) do
         d:set("reading:" .. model, seconds, SPEED_MEMORY)
@@ -349,6 +350,11 @@ end
 --- Seconds that the engines take to read one byte of a prompt for a model, or nil if that isn't known.
 function M.reading(model)
     return dict():get("reading:" .. model)
+end
+
+--- Answers per second that the peer gave of late; 0 if that isn't known.
+function M.rate(id)
+    return dict():get("rate:" .. id) or 0
 end
 
 --- Judge who is slow, and how long what takes. Called by one worker, now and then.

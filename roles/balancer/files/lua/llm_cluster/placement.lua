@@ -26,6 +26,7 @@
 --   suspect = seconds or nil: when a peer died with it in its hands}
 -- The fleet: {now = seconds, policy, health = {peer id = {up, resting_until, lacks, cold, slow, turn}},
 --   drained = {peer id = true}, suspects = function(id) → suspect requests there, busy = function(id) → slots in use,
+--   rate = function(id) → answers per second of late,
 --   usable = function(peer, now) → slots that it may use now, queued = requests that wait for the same peers, with this one}
 
 local M = {}
@@ -33,8 +34,6 @@ local M = {}
 local APART = 1              -- seconds
 
 local max, min = math.max, math.min
-
-local DEAREST = 4 -- times; measured: enough for nodes of unequal speed, and one that broke down to a fifth is still left alone
 local ENOUGH = 64 -- free peers to compare
 local AHEAD = 2 -- rounds of its slots that a peer's tag may run ahead, by requests that go back to a prefix
 
@@ -77,20 +76,22 @@ local function is_slow(peer, fleet)
     return (fleet.health[peer.id].slow or 0) > 0
 end
 
---- What it costs those that wait to leave slow peers alone, in seconds: the time until they have a slot of a quick one, on
--- average, and up to DEAREST times that the fewer slots are free, as one that stays empty is missed by those who come next. 0 if
--- it isn't known.
+--- What it costs to leave slow peers alone, in seconds that others wait longer in all: each one fewer in the queue lets a quick
+-- peer serve all those behind it sooner, and those who come until the queue is empty; with room of the quick for so many more in
+-- a second that is a queue's length over the room. Everything, once the quick alone cannot keep up; 0 if it isn't known.
 local function cost_of_holding(peers, want, fleet)
-    local rate, free, all = 0, 0, 0
+    local room, known = 0, false
     for i = 1, #peers do
         local peer = peers[i]
         if is_primary(peer, want, fleet) then
-            local usable, turn = fleet.usable(peer, fleet.now), fleet.health[peer.id].turn
-            all, free = all + usable, free + max(0, usable - fleet.busy(peer.id))
-            rate = rate + (turn and not is_slow(peer, fleet) and 1 / turn or 0)
+            local turn = fleet.health[peer.id].turn
+            if turn and not is_slow(peer, fleet) then
+                room, known = room + 1 / turn, true
+            end
+            room = room - fleet.rate(peer.id)
         end
     end
-    return rate > 0 and free > 0 and fleet.queued / rate * min(DEAREST, all / free) or 0
+    return known and (room > 0 and fleet.queued / room or math.huge) or 0
 end
 
 --- How good the peer is for the request before load counts: higher is better, 7 best (5 where no peer is preferred).

@@ -51,7 +51,7 @@ local function suspects(id)
 end
 
 -- As placement wants it; used anew for every match.
-local fleet = { busy = slots.busy, suspects = suspects, usable = health.usable_slots }
+local fleet = { busy = slots.busy, suspects = suspects, usable = health.usable_slots, rate = health.rate }
 
 local function fleet_now(view)
     fleet.now, fleet.policy, fleet.health, fleet.drained = ngx.now(), view.table.policy, health.snapshot(), view.drained

@@ -13,6 +13,8 @@
 -- merge at the same moment one loses its part). A record is an average whose weights fade with age, by 1/e in FADE seconds: at a
 -- steady rate it weighs as many samples as came in FADE seconds.
 --
+-- A record: {at = seconds, span = seconds that its weights come from, groups = {group = sums}}.
+--
 -- merge(), means(), judge(), held() and reading() are pure.
 
 local cjson = require "cjson.safe"
@@ -71,11 +73,12 @@ function M.add(id, model, size, first, tokens, decode)
 end
 
 --- Fade a record and add a batch to it.
--- @param record {at = seconds, groups = {group = sums}} or nil
+-- @param record or nil
 -- @param added {group = sums}
 -- @return record
 function M.merge(record, added, now)
     local groups, fade = {}, record and math.exp(-math.max(0, now - record.at) / FADE) or 0
+    local span = record and record.span * fade + FADE * (1 - fade) or FLUSH
     for group, sums in pairs(record and record.groups or {}) do
         if sums[1] * fade > FORGOTTEN then
             groups[group] = { sums[1] * fade, sums[2] * fade, sums[3] * fade, sums[4] * fade }
@@ -91,7 +94,7 @@ function M.merge(record, added, now)
             groups[group] = { sums[1], sums[2], sums[3], sums[4] }
         end
     end
-    return { at = now, groups = groups }
+    return { at = now, span = span, groups = groups }
 end
 
 --- What peers need on average, by group, of those with enough samples.
@@ -161,7 +164,8 @@ function M.judge(record, means)
     return pace, pace < 1 and math.max(LEAST_EXTRA, losses.first or losses.whole or losses.token) or 0
 end
 
---- Seconds that an answer of the peer holds its slot on average; nil if too little is known.
+--- How long an answer of the peer holds its slot, and how many there are.
+-- @return seconds, on average, and answers per second; nil if too little is known
 function M.held(record)
     local answers, seconds = 0, 0
     for group, sums in pairs(record.groups) do
@@ -171,7 +175,9 @@ function M.held(record)
             answers, seconds = answers + sums[1], seconds + sums[2]
         end
     end
-    return answers >= ENOUGH and seconds / answers or nil
+    if answers >= ENOUGH then
+        return seconds / answers, answers / record.span
+    end
 end
 
 --- Samples of like answers: {n, x = Σ size, y = Σ seconds, xx, xy, yy}.
@@ -239,7 +245,8 @@ end
 
 --- Judge every peer that something was measured at.
 -- @param view from peers.view()
--- @return list of {peer, pace, extra}; list of {peer, held = seconds}; and {model = seconds to read a byte}
+-- @return list of {peer, pace, extra}; list of {peer, held = seconds, rate = answers per second}; and {model = seconds to read a
+--   byte}
 function M.judge_all(view)
     local d, now, out, holding = ngx.shared[DICT], ngx.now(), {}, {}
     local measured, records = {}, {}
@@ -256,9 +263,9 @@ function M.judge_all(view)
         if pace then
             out[#out + 1] = { peer = peer, pace = pace, extra = extra }
         end
-        local held = M.held(records[i])
+        local held, rate = M.held(records[i])
         if held then
-            holding[#holding + 1] = { peer = peer, held = held }
+            holding[#holding + 1] = { peer = peer, held = held, rate = rate }
         end
     end
     return out, holding, M.reading(records)
