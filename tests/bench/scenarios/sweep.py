@@ -102,8 +102,11 @@ def lines(rows: list[Row]) -> str:
         ("first token mean, s", "ttft_mean_s"),
         ("p95", "ttft_p95_s"),
         ("p99", "ttft_p99_s"),
+        ("gap between tokens p99, ms", "gap_p99_ms"),
         ("whole answer mean, s", "e2e_mean_s"),
         ("goodput, %", "goodput_percent"),
         ("failed", "failed"),
         ("of requests", "requests"),
+        ("errors", lambda row: row.get("errors") or "none"),
+        ("answered by", "shares"),
     )

@@ -34,7 +34,7 @@ local M = {}
 local APART = 1              -- seconds
 
 local max, min = math.max, math.min
-local ENOUGH = 64 -- free peers to compare
+local ENOUGH = 16 -- free peers to compare
 local AHEAD = 2 -- rounds of its slots that a peer's tag may run ahead, by requests that go back to a prefix
 
 --- A clock for choose(); one per worker. start: the place in a long list behind which comparing begins.
