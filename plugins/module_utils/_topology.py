@@ -51,7 +51,8 @@ def address_of(host_vars: Mapping[str, Any]) -> str | None:
     """Return the host's address inside the cluster, or None where neither the inventory nor the facts know one.
 
     A host without facts is one that could not be reached. It keeps its place in the routing table by the address that
-    Ansible uses, if that is one: a node that is down must not keep the others from being converged.
+    Ansible uses (``ansible_host``, else the host's name), if that is one: a node that is down must not keep the others
+    from being converged.
     """
     if host_vars.get("llm_address"):
         return str(host_vars["llm_address"])
@@ -59,7 +60,7 @@ def address_of(host_vars: Mapping[str, Any]) -> str | None:
     known = (facts.get("default_ipv4") or {}).get("address") or (facts.get("default_ipv6") or {}).get("address")
     if known:
         return str(known)
-    reached_at = str(host_vars.get("ansible_host"))
+    reached_at = str(host_vars.get("ansible_host") or host_vars.get("inventory_hostname"))
     return reached_at if is_ip_address(reached_at) else None
 
 

@@ -34,6 +34,10 @@ def host(**variables: Any) -> dict[str, Any]:
         ({"ansible_host": "192.0.2.8", "ansible_facts": {"default_ipv4": {"address": "192.0.2.3"}}}, "192.0.2.3"),
         ({"ansible_host": "192.0.2.8"}, "192.0.2.8"),
         ({"ansible_host": "node1.example.com"}, None),
+        ({"inventory_hostname": "192.0.2.11"}, "192.0.2.11"),
+        ({"ansible_host": "192.0.2.8", "inventory_hostname": "192.0.2.11"}, "192.0.2.8"),
+        ({"ansible_host": "node1.example.com", "inventory_hostname": "192.0.2.11"}, None),
+        ({"inventory_hostname": "node1"}, None),
         ({}, None),
     ],
 )
