@@ -294,9 +294,19 @@ class Recorder:
         if text not in self.run.messages:
             self.run.messages.append(text)
 
-    def finish(self, code: int) -> None:
-        """Say why when Ansible ended badly without a host's failure: a broken file, a missing password."""
-        if code and not self.run.failures and not self.run.interrupted:
+    def finish(self, code: int | None) -> None:
+        """Say why when Ansible ended badly without a host's failure: a broken file, a missing password, a kill.
+
+        :param code: ansible-playbook's exit code; None if a signal ended it
+        """
+        if self.run.interrupted:
+            return
+        if code is None:
+            # Beside what hosts failed at, too: the others were not done either.
+            reason = "ansible-playbook was killed, by somebody or for want of memory (dmesg tells): not all was done."
+            cure = "Run the same command again: what is done already is left as it is."
+            self.run.failures.append(Failure("this machine", self.play or "start", reason, cure))
+        elif code and not self.run.failures:
             start = next((i for i, line in enumerate(self.recent) if re.search(r"\b(ERROR|Error)\b", line)), 0)
             reason = "\n".join(self.recent[start:][:12]) or f"ansible-playbook ended with {code}"
             self.run.failures.append(Failure("this machine", "start", reason, "Mend this and run the command again."))
@@ -508,7 +518,7 @@ def run_playbook(
             finally:
                 run.seconds = time.monotonic() - began
                 watcher.stop(run)
-        recorder.finish(int(runner.rc or 0))
+        recorder.finish(runner.rc)
         if answer and (private / "answer.json").is_file():
             run.answer = json.loads((private / "answer.json").read_text(encoding="utf-8"))
     except ansible_runner.exceptions.AnsibleRunnerException as error:

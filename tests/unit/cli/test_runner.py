@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from llm_cluster_ops import _runner
+from llm_cluster_ops._errors import RunFailedError
 from llm_cluster_ops._progress import Lines, LiveTable
 from llm_cluster_ops._runner import Failure, HostState, Recorder, Run, Silent
 from rich.console import Console
@@ -123,6 +124,28 @@ def test_what_ansible_says_before_any_host_is_the_reason(recorder: Recorder) -> 
     recorder.handle(event("verbose", None, text="[ERROR]: the playbook could not be found"))
     recorder.finish(1)
     assert recorder.run.failures[0].reason == "[ERROR]: the playbook could not be found"
+
+
+def test_a_playbook_that_is_killed_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    folder = tmp_path / "office"
+    folder.mkdir()
+    (folder / "nodes.yml").write_text("llm_nodes: {hosts: {node1: {ansible_connection: local}}}\n")
+    # A lookup runs in a worker; that one's parent is ansible-playbook.
+    (folder / "killed.yml").write_text(
+        "- name: Work\n  hosts: llm_nodes\n  gather_facts: false\n  tasks:\n    - ansible.builtin.debug:\n"
+        "        msg: \"{{ lookup('pipe', 'kill -9 $(ps -o ppid= -p $PPID)') }}\"\n"
+    )
+    with pytest.raises(RunFailedError, match="ansible-playbook was killed") as failed:
+        _runner.run_playbook(folder, folder / "killed.yml", name="killed")
+    assert failed.value.exit_code == 1
+    assert [(failure.host, failure.task) for failure in failed.value.run.failures] == [("this machine", "Work")]
+
+
+def test_a_kill_counts_beside_hosts_that_were_not_reached(recorder: Recorder) -> None:
+    recorder.handle(event("runner_on_unreachable", res={"msg": "away"}))
+    recorder.finish(None)
+    assert recorder.run.exit_code == 1
 
 
 def test_reports_of_the_playbooks_are_kept_as_messages_once(recorder: Recorder) -> None:
