@@ -17,7 +17,9 @@ author:
   - llm.cluster contributors (@llm-cluster)
 options:
   users:
-    description: Names of the users. Each needs a home directory.
+    description:
+      - Names of the users. Each needs a home directory.
+      - With O(state=absent) a user without one, or who is not on the host any more, is passed over with a warning.
     type: list
     elements: str
     required: true
@@ -155,6 +157,10 @@ FLAGS = ("supports_tools", "supports_schema", "vision", "audio", "reasoning", "c
 
 class ClientError(Exception):
     """A user's file or account that cannot be worked with; the message says what to do."""
+
+
+class NoAccountError(ClientError):
+    """A user who is not on the host, or has no home directory there."""
 
 
 # --- the models file: pure functions on its text ---
@@ -378,9 +384,11 @@ def find_user(name: str) -> pwd.struct_passwd:
     try:
         account = pwd.getpwnam(name)
     except KeyError as error:
-        raise ClientError(f"there is no user {name!r} on this host: create it, or take it out of the list") from error
+        raise NoAccountError(
+            f"there is no user {name!r} on this host: create it, or take it out of the list"
+        ) from error
     if not os.path.isdir(account.pw_dir):
-        raise ClientError(f"user {name!r} has no home directory ({account.pw_dir}), where llm keeps its settings")
+        raise NoAccountError(f"user {name!r} has no home directory ({account.pw_dir}), where llm keeps its settings")
     return account
 
 
@@ -467,7 +475,14 @@ def set_up(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     """Plan every user's changes before the first is made, then make them."""
     planned, warnings = [], []
     for name in dict.fromkeys(params["users"]):
-        account = find_user(name)
+        try:
+            account = find_user(name)
+        except NoAccountError as error:
+            if params["state"] == "present":
+                raise
+            # Nothing of ours is left where the account is gone; a host must stay removable.
+            warnings.append(f"passed over: {error}")
+            continue
         with acting_as(account):
             changes, remarks = plan_user(account.pw_dir, params)
         planned.append((account, [change for change in changes if change.needed]))

@@ -273,6 +273,26 @@ def test_nothing_is_written_when_one_user_is_unknown(home: Path) -> None:
     assert not (home / ".config").exists()
 
 
+@pytest.mark.parametrize(("left", "why"), [("nothing", "no user 'bob'"), ("account", "'bob' has no home directory")])
+def test_absent_passes_over_users_who_are_gone(
+    home: Path, monkeypatch: pytest.MonkeyPatch, left: str, why: str
+) -> None:
+    llm_client.set_up(params(), check_mode=False)
+    known = llm_client.pwd.getpwnam
+
+    def getpwnam(name: str) -> pwd.struct_passwd:
+        if name != "bob" or left == "nothing":
+            account: pwd.struct_passwd = known(name)
+            return account
+        return pwd.struct_passwd(["bob", "x", os.geteuid(), os.getegid(), "", str(home / "gone"), "/bin/sh"])
+
+    monkeypatch.setattr(llm_client.pwd, "getpwnam", getpwnam)
+    result = llm_client.set_up(params(users=["bob", "ada"], state="absent"), check_mode=False)
+    assert contents(home) == {}
+    assert list(result["directories"]) == [pwd.getpwuid(os.geteuid()).pw_name]
+    assert [why in warning for warning in result["warnings"]] == [True]
+
+
 def test_a_broken_file_is_named(home: Path) -> None:
     directory(home).mkdir(parents=True)
     (directory(home) / "keys.json").write_text("{")
