@@ -129,6 +129,8 @@ class Run:
     log: Path
     hosts: dict[str, HostState] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
+    # What failed and the playbook itself goes on after.
+    ignored: list[Failure] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     interrupted: bool = False
     seconds: float = 0.0
@@ -270,9 +272,11 @@ class Recorder:
                 self.results(host, result)
             if str(data.get("task_action", "")).endswith("debug") and "msg" in result:
                 self.message(result["msg"])
-        elif kind == "runner_on_failed" and not data.get("ignore_errors"):
-            state.failed = True
-            self.run.failures.append(Failure(host, state.task, reason_of(result), advice_of(result)))
+        elif kind == "runner_on_failed":
+            ignored = bool(data.get("ignore_errors"))
+            state.failed = state.failed or not ignored
+            failures = self.run.ignored if ignored else self.run.failures
+            failures.append(Failure(host, state.task, reason_of(result), advice_of(result)))
         elif kind == "runner_on_unreachable" and not result.get("skip_reason"):
             state.unreachable = True
             reason = reason_of(result)

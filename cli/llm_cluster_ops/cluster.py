@@ -30,8 +30,8 @@ from ._runner import Run, Silent, Watcher, run_playbook
 
 # Who looks wants an answer now: a host that does not even accept a connection meanwhile is told of as away.
 QUICK = {"connect_timeout": 2, "look_timeout": 6}
-# What module balancer_peer says of a node that a balancer does not have.
-UNKNOWN_NODE = "has no node or peer"
+# What module balancer_peer says where a node gets no requests: the balancer does not have it, or does not run (yet).
+NO_REQUESTS = ("has no node or peer", "There is no admin socket")
 MODEL_FIELDS = ("name", "kind", "digest", "wanted", "note")
 PLAYBOOKS = Path(__file__).parent / "playbooks"
 
@@ -185,9 +185,13 @@ class Cluster:
             deployed = self.play("site", "deploy", limit=f"{node.name},{_inventory.BALANCERS}")
             return [checked, deployed, self.play("resume", "resume", extra={"node": node.name})]
         except RunFailedError as error:
+            give_up = f"give up with: llm cluster remove-node {node.name}"
+            if self.nodes() == [node.name]:
+                # The last node stays: remove-node would refuse.
+                give_up = f"give up by taking it out of {_folder.NODES_FILE} by hand, with host_vars/{node.name}.yml"
             raise error.add(
                 f"{node.name} is in the inventory, but not all is done. When what is said above is mended: "
-                f"llm cluster deploy; or give up with: llm cluster remove-node {node.name}"
+                f"llm cluster deploy; or {give_up}"
             ) from None
 
     @contextlib.contextmanager
@@ -204,14 +208,20 @@ class Cluster:
         :param purge_models: also remove the models from the host
         :param leave_host: don't touch the host, for one that is gone
         """
-        _inventory.check_removable(self.inventory(), name)
+        inventory = self.inventory()
+        _inventory.check_removable(inventory, name)
         try:
             self.play("drain", "drain", extra={"node": name, "drain_reason": "remove-node"})
         except RunFailedError as error:
-            # One that no balancer has yet gets no requests either.
-            reached = not any(host.unreachable for host in error.run.hosts.values())
-            if not (reached and all(UNKNOWN_NODE in failure.reason for failure in error.run.failures)):
+            idle = without_requests(error.run)
+            away = any(host.unreachable for host in error.run.hosts.values())
+            if error.run.interrupted or away or not idle:
                 raise
+            if not idle.issuperset(inventory.members(_inventory.BALANCERS)):
+                raise error.add(
+                    "Not all balancers serve what the inventory says. Bring them to it, then run this again: "
+                    f"llm cluster deploy --limit {_inventory.BALANCERS}"
+                ) from None
         if not leave_host:
             purge = {"ollama_remove_models": purge_models, "llama_cpp_remove_models": purge_models}
             try:
@@ -223,7 +233,14 @@ class Cluster:
                     f"to keep it: llm cluster resume {name}"
                 ) from None
         kept = _inventory.remove_node(self.folder, name)
-        self.play("site", "balancers", limit=_inventory.BALANCERS, tags="balancer")
+        try:
+            self.play("site", "balancers", limit=_inventory.BALANCERS, tags="balancer")
+        except RunFailedError as error:
+            also = f", its variables are kept as {kept}" if kept else ""
+            raise error.add(
+                f"{name} is out of the inventory{also}; balancers may still list it. When what is said above is "
+                "mended: llm cluster deploy"
+            ) from None
         return Removed(name, kept)
 
     def deploy(self, *, check: bool = False, diff: bool = False, limit: Sequence[str] = ()) -> Run:
@@ -419,6 +436,11 @@ class Cluster:
         """Run a playbook on this cluster. See run_playbook."""
         _inventory.check_variables(self.folder)
         return run_playbook(self.folder, playbook, name=name, cluster=self.name, watcher=self.watcher, **options)
+
+
+def without_requests(drained: Run) -> set[str]:
+    """Return the balancers that could not drain a node, but give it no requests either."""
+    return {failure.host for failure in drained.ignored if any(words in failure.reason for words in NO_REQUESTS)}
 
 
 def in_order(lines: Sequence[LogLine]) -> list[LogLine]:
