@@ -45,6 +45,7 @@ class Result:
     delays: list[float] = dataclasses.field(default_factory=list)  # of each token, engine to client
     gaps: list[float] = dataclasses.field(default_factory=list)
     error: str = ""
+    late: float = 0.0  # seconds from due to the moment the client began to send it: its own fault
 
     @property
     def ok(self) -> bool:
@@ -149,6 +150,7 @@ class Load:
                 done.set()
                 return
         result = Result(f"c{id(self) % 10**6}-{len(self.results)}-{int(due * 1e6)}", due, ask.tag)
+        result.late = time.monotonic() - due
         self.results.append(result)
         self.open += 1
         try:

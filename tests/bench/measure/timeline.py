@@ -12,7 +12,8 @@ from bench.point import Figures
 from load.client import Result
 
 STEP = 0.5  # seconds
-CALM = 3  # steps that must be well, so that it counts as recovered
+CALM = 3  # steps with quick first tokens, so that it counts as recovered
+SLACK = 0.25  # seconds by which a first token may be later than usual; or by half
 
 
 @dataclasses.dataclass
@@ -50,20 +51,23 @@ def steps(results: list[Result], began: float, seconds: float) -> list[Step]:
 
 
 def recovery(timeline: list[Step], event: float) -> Figures:
-    """Seconds from the event until the last failure, and until first tokens came about as soon as before it.
+    """Seconds from the event until the last failure, and until all was well again.
 
-    About: within a quarter of a second, or half as much again, for CALM steps on end; none of them has a failure.
+    Well: no later step has a failure, and in the next CALM steps the first tokens come about as soon as before the
+    event: within SLACK, or half as much again. A step in which no stream was asked for says nothing.
     """
     hit = int(event / STEP)
     before = [value for step in timeline[:hit] for value in step.first]
     usual = sum(before) / len(before) if before else 0.0
-    bound = max(1.5 * usual, usual + 0.25)
+    bound = max(1.5 * usual, usual + SLACK)
     bad = [i for i, step in enumerate(timeline) if i >= hit and (step.failed or step.cut)]
-    well = [not step.failed and not step.cut and (step.ttft is None or step.ttft <= bound) for step in timeline]
-    back = next((i for i in range(hit + 1, len(well) - CALM + 1) if all(well[i : i + CALM])), None)
+    safe = bad[-1] + 1 if bad else hit
+    known = [(i, step.ttft <= bound) for i, step in enumerate(timeline) if i >= safe and step.ttft is not None]
+    runs = (known[at : at + CALM] for at in range(len(known) - CALM + 1))
+    back = next((run[0][0] for run in runs if all(well for _, well in run)), None)
     figures: Figures = {
         "usual_ttft_s": usual,
-        "last_failure_s": (bad[-1] + 1) * STEP - event if bad else 0.0,
+        "last_failure_s": safe * STEP - event if bad else 0.0,
         "recovered_s": "not within the run" if back is None else max(0.0, back * STEP - event),
         "worst_ttft_s": max((max(step.first) for step in timeline[hit:] if step.first), default=0.0),
     }

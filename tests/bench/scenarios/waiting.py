@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
+from typing import Any
 
 from bench.measure.answers import kinds
 from bench.point import Figures, Point, Row
@@ -18,6 +20,8 @@ from load.processor import memory
 
 TITLE = "A thousand waiting"
 COUNT = 1000
+SLOTS = 2
+SETTLE = 6  # seconds until all of them have come
 
 
 def points(full: bool, systems: list[str]) -> list[Point]:
@@ -25,30 +29,53 @@ def points(full: bool, systems: list[str]) -> list[Point]:
 
 
 def run(point: Point, system: System, folder: Path) -> Figures:
+    """Raise a RuntimeError where the slots were not in use all the time: then nobody had to wait."""
     seconds = point.get("seconds")
-    until = 8 + seconds  # the thousand leave then
-    asks = [Ask(0, chat(until, stream=True, max_tokens=2)) for _ in range(2)]
-    waiting = [Ask(0.5 + 0.002 * i, chat(0.1), leave_after=until - 0.002 * i, tag="waits") for i in range(COUNT)]
-    with rig(system, nodes(2, 76, slots=1), folder) as here:
+    until = SETTLE + 2 + seconds  # the thousand leave then, and only afterwards the slots become free
+    asks = [held(f"holds{i}", until + 3, stream=True, max_tokens=2) for i in range(SLOTS)]
+    asks += [
+        dataclasses.replace(held(f"waits{i}", 0.1), due=0.5 + 0.002 * i, leave_after=until - 0.002 * i, tag="waits")
+        for i in range(COUNT)
+    ]
+    with rig(system, nodes(1, 76, slots=SLOTS), folder) as here:
         before = memory(system.pids())
-        load = here.load(asks + waiting, timeout=until + 10)
+        load = here.load(asks, timeout=until + 15)
         with load:
-            time.sleep(6)
+            time.sleep(SETTLE)
             with Meter(system) as meter:
                 time.sleep(seconds)
             waits = sum(r.tag == "waits" and not r.total for r in load.results)
-            held = memory(system.pids()) - before
-    refused = [r for r in load.results if r.tag == "waits" and r.error != "left"]
+            used = memory(system.pids()) - before
+        (engine,) = here.processes[0].report().values()
+    thousand = [r for r in load.results if r.tag == "waits"]
+    holders(engine["log"], load.began + SETTLE, load.began + SETTLE + seconds)
+    if answered := sum(r.ok for r in thousand):
+        raise RuntimeError(f"{answered} of those that were to wait have been answered")
     return {
         "waiting": waits,
+        "answered": answered,
         "core_percent": 100 * meter.used / meter.passed,
-        **({"kilobytes_each": held / 1024 / waits} if waits else {}),
-        "refused": kinds(refused) or "none",
+        **({"kilobytes_each": used / 1024 / waits} if waits else {}),
+        "refused": kinds(r for r in thousand if r.error != "left") or "none",
     }
 
 
+def held(name: str, service: float, **fields: Any) -> Ask:
+    """Holds a slot for so many seconds. They stand in the text: some proxies drop fields that they do not know."""
+    return Ask(0, chat(None, f"{name} sim_service={service:g}", **fields))
+
+
+def holders(log: list[dict[str, Any]], begin: float, end: float) -> None:
+    """Raise a RuntimeError unless the same requests were in the slots from begin to end. log: of the engine."""
+    inside = [entry for entry in log if entry.get("start", end) < begin and entry.get("end", end) >= end]
+    if len(inside) != SLOTS:
+        raise RuntimeError(f"{len(inside)} of {SLOTS} slots were in use all the time: nothing had to wait")
+
+
 HOW = f"""\
-{COUNT:,} requests that find every slot busy. Where nothing queues, they are refused or wait inside the engines.
+{COUNT:,} requests that find both slots of the only node busy, and leave before one is free: that the slots were in use
+for the whole time, and that none of the {COUNT:,} was answered, is checked in each run. Where nothing queues, they are
+refused or wait inside the engine.
 """
 
 
@@ -60,6 +87,7 @@ def section(rows: list[Row]) -> str:
             order(rows),
             ("system", ""),
             ("still waiting", "waiting"),
+            ("answered", "answered"),
             ("of a core, %", "core_percent"),
             ("memory of each, kB", "kilobytes_each"),
             ("refused", "refused"),
