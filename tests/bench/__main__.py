@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Run the benchmark: PYTHONPATH=tests python -m bench short | full | SCENARIO… | page
 
-A run that was ended goes on where it was; one that is whole begins anew. Its results replace those of the scenarios
-that it measured, in docs/benchmarks/results.json, and the page is written anew.
+A run that was ended goes on where it was, if code, machine and versions are the same; else, and once it is whole, it
+begins anew, and the file of the old one is kept under another name. Its results replace those of the scenarios that it
+measured, in docs/benchmarks/results.json, and the page is written anew.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from bench import scenarios
+from bench.measure.code import fingerprint
+from bench.measure.lateness import flagged
 from bench.measure.machine import ROOT, machine, revision
 from bench.plan import SHORT, chosen, plan
-from bench.point import Figures, Point
+from bench.point import Figures, Point, Row
 from bench.store import Published, Record, Run
 from bench.systems import REGISTRY, System
 
@@ -59,8 +62,12 @@ def left(records: list[Record], points: list[Point]) -> str:
     return f", about {sum(map(usual, points)) / 60:.0f} min left"
 
 
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
 def measure(point: Point, folder: Path) -> Record:
-    began = time.monotonic()
+    began, date = time.monotonic(), now()
     figures: Figures = {}
     missing = error = ""
     shutil.rmtree(folder, ignore_errors=True)
@@ -72,7 +79,7 @@ def measure(point: Point, folder: Path) -> Record:
     except Exception:  # one that fails must not take hours of others with it; it is on the page, and tried again
         error = traceback.format_exc()
         print(error, file=sys.stderr, flush=True)
-    return Record(point, figures, time.monotonic() - began, missing, error)
+    return Record(point, figures, time.monotonic() - began, missing, error, date, revision())
 
 
 def brief(record: Record) -> str:
@@ -91,9 +98,10 @@ def about(system: type[System]) -> str:
 def head(form: str, systems: list[str], missing: dict[str, str], command: str) -> dict[str, Any]:
     return {
         "form": form,
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": now(),
         "command": command,
         "revision": revision(),
+        "code": fingerprint(),
         "machine": machine(),
         "versions": {name: REGISTRY[name]().version() for name in systems if name != "direct"},
         "about": {name: about(REGISTRY[name]) for name in systems if name != "direct"},
@@ -103,25 +111,48 @@ def head(form: str, systems: list[str], missing: dict[str, str], command: str) -
 
 def perform(points: list[Point], run: Run) -> int:
     """Measure what is left; return how many failed."""
-    todo = run.left(points)
-    for number, point in enumerate(todo):
-        done = len(points) - len(todo) + number
-        rest = left(list(run.records.values()), todo[number:])
-        print(f"[{done + 1}/{len(points)}{rest}] {point.key}", flush=True)
+    while todo := run.left(points):
+        point = todo[0]
+        rest = left(list(run.records.values()), todo)
+        print(f"[{len(points) - len(todo) + 1}/{len(points)}{rest}] {point.key}", flush=True)
         record = measure(point, WORK / "files" / run.file.stem / point.key.replace("/", "-"))
         run.add(record)
         print(f"    {record.seconds:.0f} s  {brief(record)}", flush=True)
+        for line in flagged([Row(point, record.figures)]):
+            print(f"    {line}", flush=True)
     return sum(bool(record.error) for record in run.records.values())
 
 
+def begin(run: Run, head: dict[str, Any], points: list[Point], fresh: bool) -> None:
+    """Go on with a run that was ended, where its figures and new ones are of one kind; begin it anew otherwise."""
+    if run.head and not fresh and run.left(points):
+        why = run.differs(head)
+        if not why:
+            print(f"goes on with the run of {run.head.get('date', 'an unknown date')}", flush=True)
+            run.go_on(head)
+            return
+        print(f"begins anew, because {why} since {run.head.get('date', 'an unknown date')}", flush=True)
+    if kept := run.begin(head):
+        print(f"the file of the run before is now {kept}", flush=True)
+
+
 def end(number: int, _frame: object) -> None:
-    """Ended from outside: as any exception it stops what was started. The run goes on next time."""
+    """Ended from outside: as any exception it stops what was started. The run goes on next time.
+
+    While that is done, another signal must not cut it short: what is started would stay.
+    """
+    for each in ENDINGS:
+        signal.signal(each, signal.SIG_IGN)
     sys.exit(128 + number)
+
+
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main(given: list[str]) -> int:
     options = arguments(given)
-    signal.signal(signal.SIGTERM, end)
+    for number in ENDINGS:
+        signal.signal(number, end)
     if options.what == ["page"]:
         from bench.report import page
 
@@ -143,9 +174,8 @@ def main(given: list[str]) -> int:
         print("\n".join(point.key for point in points))
         return 0
     run = Run(WORK / f"{'-'.join(options.what)}{'-full' if options.full else ''}.jsonl")
-    if options.fresh or not run.head or not run.left(points) or set(run.records).difference(p.key for p in points):
-        target = "make bench" + (" FULL=1" if form == "full" else "") if options.what[0] in {"short", "full"} else ""
-        run.begin(head(form, systems, missing, target or f"python -m bench {' '.join(given)}"))
+    target = "make bench" + (" FULL=1" if form == "full" else "") if options.what[0] in {"short", "full"} else ""
+    begin(run, head(form, systems, missing, target or f"python -m bench {' '.join(given)}"), points, options.fresh)
     failed = perform(points, run)
     if not options.dry:
         from bench.report import page

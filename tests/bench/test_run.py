@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from bench import __main__ as command
 from bench import scenarios
+from bench.measure.code import fingerprint
+from bench.measure.lateness import flagged
 from bench.plan import SHORT, plan, turns
-from bench.point import Figures, Point
+from bench.point import Figures, Point, Row
 from bench.report import page, plots, targets
 from bench.store import Published, Record, Run, rows
 from bench.systems import REGISTRY
@@ -23,6 +25,7 @@ HEAD = {
     "date": "2026-01-01 00:00 UTC",
     "command": "make bench",
     "revision": "abc",
+    "code": "1",
     "machine": {"processor": "2 cores"},
     "versions": {"affinity": "1"},
     "about": {"affinity": "It waits."},
@@ -59,8 +62,77 @@ def test_a_run_goes_on_after_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> N
     again.write()
     again.add(Record(points[1], {}, error="it broke"))
     last = Run(run.file)
-    assert last.left(points) == points[1:], "what failed is tried again"
+    assert last.left(points) == [points[2], points[1]], "what failed is tried again, after the others"
     assert last.records[points[0].key].figures == {"x_s": 1.5}
+
+
+def test_what_always_fails_does_not_keep_a_run_from_its_end(tmp_path: Path) -> None:
+    point = Point.of("s", "a")
+    run = Run(tmp_path / "run.jsonl")
+    run.begin(HEAD)
+    for left in ([point], []):
+        run.add(Record(point, {}, error="it broke", date="2026-01-01 00:01 UTC", revision="abc"))
+        again = Run(run.file)
+        assert again.left([point]) == left
+        assert again.records[point.key] == run.records[point.key]
+
+
+def test_what_a_kill_cut_off_does_not_spoil_the_next_line(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run.jsonl")
+    run.begin(HEAD)
+    run.add(Record(Point.of("s", "a"), {"x_s": 1.5}))
+    run.file.write_text(run.file.read_text() + '{"scenario": "s", "sys')
+    again = Run(run.file)
+    again.go_on(HEAD)
+    again.add(Record(Point.of("s", "b"), {"x_s": 2.5}))
+    assert list(Run(run.file).records) == ["s/a", "s/b"]
+
+
+def test_a_run_goes_on_only_with_figures_of_one_kind(tmp_path: Path) -> None:
+    """What is there is never deleted, and a rival that appears or goes changes nothing of it."""
+    points = [Point.of("s", system) for system in ("affinity", "haproxy")]
+    changed = [{"code": "2"}, {"machine": {"processor": "4 cores"}}, {"versions": {"affinity": "2"}}]
+    for number, change in enumerate(changed):
+        run = Run(tmp_path / f"{number}.jsonl")
+        run.begin(HEAD)
+        run.add(Record(points[0], {"x_s": 1.5}))
+        come = {**HEAD, "date": "later", "versions": {"haproxy": "3", "affinity": "1"}, "missing": {}}
+        command.begin(run, come, points, fresh=False)
+        assert Run(run.file).records.keys() == {"s/affinity"}
+        assert (run.head["date"], run.head["missing"], run.head["versions"]) == (HEAD["date"], {}, come["versions"])
+        gone = {**HEAD, "versions": {"haproxy": "3"}, "missing": {"affinity": "gone"}}
+        command.begin(run, gone, points[1:], fresh=False)
+        assert run.head["versions"]["affinity"] == "1"
+        before = run.file.read_text()
+        command.begin(run, {**HEAD, **change}, points, fresh=False)
+        assert not Run(run.file).records
+        assert (tmp_path / f"{number}.2026-01-01-00-00.1.jsonl").read_text() == before
+
+
+def test_a_run_that_is_whole_begins_anew_and_is_kept(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run.jsonl")
+    for _ in range(3):
+        command.begin(run, HEAD, [Point.of("s", "a")], fresh=False)
+        run.add(Record(Point.of("s", "a"), {"x_s": 1.5}))
+    assert len(list(tmp_path.glob("run.*.jsonl"))) == 2
+
+
+def test_the_fingerprint_is_of_what_measures(tmp_path: Path) -> None:
+    places = ["bench/rig.py", "bench/report/page.py", "load/client.py", "simulated/fleet.py", "balancer/harness.py"]
+    for place in places:
+        (tmp_path / "tests" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tests" / place).write_text("1")
+    before = fingerprint(tmp_path)
+    (tmp_path / "tests/bench/report/page.py").write_text("2")
+    (tmp_path / "tests/bench/test_more.py").write_text("2")
+    assert fingerprint(tmp_path) == before
+    (tmp_path / "tests/simulated/fleet.py").write_text("2")
+    assert fingerprint(tmp_path) != before
+
+
+def test_a_client_that_was_late_is_named() -> None:
+    rows = [Row(Point.of("s", name), {"late_p99_ms": late}) for name, late in (("a", 4.9), ("b", 7.25))]
+    assert flagged([*rows, Row(Point.of("s", "old"), {})]) == ["the client itself was late in s/b: p99 7.25 ms"]
 
 
 def test_results_of_a_scenario_are_replaced_as_a_whole(tmp_path: Path) -> None:
