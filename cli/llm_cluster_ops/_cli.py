@@ -47,6 +47,8 @@ def told(function: Callable[..., None]) -> Callable[..., None]:
             raise Failed(error) from error
         except ClusterError as error:
             raise Failed(error) from error
+        except BrokenPipeError:
+            raise  # head and the like have read enough: click ends quietly
         except OSError as error:
             # A full disk, a folder without the right to write …
             raise Failed(ClusterError(f"{error.filename or 'this machine'}: {error.strerror or error}")) from error

@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -77,3 +80,22 @@ def test_what_the_system_refuses_is_told_without_a_traceback(folder: Path) -> No
     assert refused.exit_code == 1
     assert "busy" in refused.output
     assert isinstance(refused.exception, SystemExit)
+
+
+def test_who_reads_no_further_gets_no_error(tmp_path: Path) -> None:
+    program = "import click; from llm_cluster_ops import plugin; c = click.Group(); plugin.register_commands(c); c()"
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program, "cluster", "init", str(tmp_path / "office")],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "XDG_CONFIG_HOME": str(tmp_path)},
+            stdout=writes,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(writes)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert (tmp_path / "office" / "nodes.yml").exists()
