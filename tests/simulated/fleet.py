@@ -17,7 +17,6 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import random
@@ -27,11 +26,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections import OrderedDict
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-BLOCK = 256  # characters of a block of the prefix cache
+from simulated.caches import SIMILAR, Cache, SharedCache, SlotCache
+from simulated.loading import BusyError, Loading
+
+TESTS = Path(__file__).resolve().parents[1]
 SERVICE = re.compile(r"sim_service=([0-9.]*[0-9])")
 
 
@@ -60,44 +62,21 @@ class Spec:
     prefill: float = 0.0  # seconds per 1,000 characters that the cache does not hold
     gap: float = 0.0  # seconds between tokens
     tokens: int = 4
-    cache_blocks: int = 0
+    cache_blocks: int = 0  # of all slots together
+    cache: str = "shared"  # shared | slot (each holds what it did last); from the start on
+    queueing: str = "llama_cpp"  # only for a slot | ollama (until its model is in memory, then for a slot)
+    load: float = 0.0  # seconds until a model is in memory, with Ollama's queueing
+    max_queue: int = 512  # requests that may wait for a model, with Ollama's queueing; others get 503
     keep_alive: bool = True
     keep_working: bool = False  # goes on when the client left, as llama.cpp does with what is not streamed
     seed: int = 1
 
 
-class Cache:
-    """Least recently used blocks of conversations; a block is known by the hash of all text up to its end."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.blocks: OrderedDict[bytes, None] = OrderedDict()
-
-    def take(self, text: str) -> int:
-        """Return how many leading characters were held; all of them are, afterwards."""
-        if not self.capacity:
-            return 0
-        chain = hashlib.blake2b(digest_size=16)
-        held, miss = 0, False
-        keys = []
-        for start in range(0, len(text) - BLOCK + 1, BLOCK):
-            chain.update(text[start : start + BLOCK].encode())
-            key = chain.digest()
-            keys.append(key)
-            miss = miss or key not in self.blocks
-            held += 0 if miss else BLOCK
-        for key in reversed(keys):  # the deepest is the oldest: a conversation is forgotten from its end
-            self.blocks[key] = None
-            self.blocks.move_to_end(key)
-        while len(self.blocks) > self.capacity:
-            self.blocks.popitem(last=False)
-        return held
-
-
 class Engine:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        self.cache = Cache(spec.cache_blocks)
+        self.cache = cache_of(spec)
+        self.loading = Loading()
         self.random = random.Random(f"{spec.seed} {spec.name}")
         self.waiting: list[asyncio.Future[None]] = []
         self.running = 0
@@ -131,6 +110,18 @@ class Engine:
                 return
         self.running -= 1
 
+    @contextlib.asynccontextmanager
+    async def slot(self, model: str) -> AsyncIterator[None]:
+        """Have a slot inside of this."""
+        spec = self.spec
+        async with contextlib.AsyncExitStack() as stack:
+            if spec.queueing == "ollama":
+                await stack.enter_async_context(self.loading.loaded(model, spec.max_queue, spec.load))
+            await self.enter()
+            # Told before the last bytes go out would be a lie of ours; real engines, too, send first.
+            stack.callback(self.leave)
+            yield
+
     def report(self) -> dict[str, Any]:
         return {
             "name": self.spec.name,
@@ -141,6 +132,12 @@ class Engine:
             "connections": len(self.connections),
             "log": self.log,
         }
+
+
+def cache_of(spec: Spec) -> Cache:
+    if spec.cache == "shared":
+        return SharedCache(spec.cache_blocks)
+    return SlotCache(spec.cache_blocks, spec.slots, SIMILAR if spec.queueing == "llama_cpp" else -1.0)
 
 
 def prompt_of(body: dict[str, Any]) -> str:
@@ -252,14 +249,20 @@ class Connection(asyncio.Protocol):
                 entry["outcome"] = mode
                 await FAULTS[mode](self)
             else:
-                await engine.enter()
-                entry["start"] = time.monotonic()
-                try:
-                    await self.work(json.loads(data), mode, entry)
-                finally:
-                    # Told before the last bytes go out would be a lie of ours; real engines, too, send first.
-                    engine.leave()
-                    entry["end"] = time.monotonic()
+                body = json.loads(data)
+                async with engine.slot(body.get("model")):
+                    entry["start"] = time.monotonic()
+                    prompt = prompt_of(body)
+                    place, cached = engine.cache.begin(prompt)
+                    entry.update(chars=len(prompt), cached=cached, says=says(body))
+                    try:
+                        await self.work(body, prompt, cached, mode, entry)
+                    finally:
+                        engine.cache.end(place)
+                        entry["end"] = time.monotonic()
+        except BusyError as error:
+            entry["outcome"] = "busy"
+            self.json({"error": {"message": str(error), "type": "api_error", "param": None, "code": None}}, 503)
         except asyncio.CancelledError:
             entry["outcome"] = "left"
         finally:
@@ -267,17 +270,15 @@ class Connection(asyncio.Protocol):
         if not self.transport.is_closing():
             self.next()
 
-    async def work(self, body: dict[str, Any], mode: str, entry: dict[str, Any]) -> None:
-        engine, spec = self.engine, self.engine.spec
+    async def work(self, body: dict[str, Any], prompt: str, cached: int, mode: str, entry: dict[str, Any]) -> None:
+        """Answer; of the prompt so many characters are cached."""
+        spec = self.engine.spec
         # The second name is OpenAI's newer one for it, which some proxies put in place of the first.
         tokens = int(body.get("max_tokens") or body.get("max_completion_tokens") or spec.tokens)
         stream = bool(body.get("stream"))
-        prompt = prompt_of(body)
         service = body.get("sim_service")
         if service is None and (said := SERVICE.search(prompt)):
             service = said[1]
-        cached = engine.cache.take(prompt)
-        entry.update(chars=len(prompt), cached=cached, says=says(body))
         if service is None:
             first = spec.first + spec.prefill * (len(prompt) - cached) / 1000
             gap = spec.gap
@@ -439,7 +440,8 @@ class Process:
     def start(self) -> None:
         fields = [dataclasses.asdict(spec) for spec in self.specs.values()]
         self.process = subprocess.Popen(
-            [sys.executable, "-S", str(Path(__file__)), json.dumps(fields)],
+            [sys.executable, "-S", "-P", "-m", "simulated.fleet", json.dumps(fields)],
+            env={**os.environ, "PYTHONPATH": str(TESTS)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
