@@ -242,6 +242,10 @@ def stats(cluster: Cluster, watch: float | None, as_json: bool) -> None:
         watched(quick(cluster), "stats", watch)
 
 
+# Off a terminal a table's row is one line, for grep and the like: columns that no table of ours fills.
+UNFOLDED = 100_000
+
+
 @click.command(short_help="List models, their versions and where they are.")
 @JSON
 @on_cluster
@@ -265,7 +269,10 @@ def models(cluster: Cluster, as_json: bool) -> None:
             table.add_row(Text(model.name), Text(digest), Text(", ".join(nodes)))
         if model.missing:
             table.add_row(Text(model.name), Text("missing"), Text(", ".join(model.missing)))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = UNFOLDED
+    console.print(table)
 
 
 @click.command(short_help="Have a model in memory everywhere, or add one.")

@@ -12,7 +12,8 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
-from llm_cluster_ops import plugin
+from llm_cluster_ops import Cluster, plugin
+from llm_cluster_ops.cluster import Model
 
 
 @pytest.fixture
@@ -99,3 +100,11 @@ def test_who_reads_no_further_gets_no_error(tmp_path: Path) -> None:
         os.close(writes)
     assert (done.returncode, done.stderr) == (1, "")
     assert (tmp_path / "office" / "nodes.yml").exists()
+
+
+def test_without_a_terminal_a_model_is_one_line_however_long(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest, nodes = f"sha256:{'0' * 64}", [f"node{number}" for number in range(99)]
+    monkeypatch.setattr(Cluster, "models", lambda self: [Model("gemma3:4b", {digest: nodes}, [])])
+    heading, row = call("models", "--dir", str(folder)).output.splitlines()
+    assert heading.split() == ["model", "digest", "nodes"]
+    assert row.split() == ["gemma3:4b", digest, *", ".join(nodes).split()]
