@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench import scenarios
 from bench.systems import REGISTRY, Peer, System, running
 from bench.systems.base import Program, session, weights
 from bench.systems.environment import Environment
@@ -87,6 +89,7 @@ def test_plain_and_streamed(name: str, fleet: MakeFleet, tmp_path: Path) -> None
         ("affinity", 4, "outside"),
         ("least_busy", 4, "outside"),
         ("haproxy", 4, "outside"),
+        ("haproxy_hash", 4, "outside"),
         ("nginx_engine_queue", 4, "inside"),
         ("nginx_plain", 2, "nowhere"),
     ],
@@ -104,7 +107,7 @@ def test_busy_peers(name: str, served: int, waits: str, fleet: MakeFleet, tmp_pa
     assert inside == (2 if waits == "inside" else 0)
 
 
-@pytest.mark.parametrize("name", ["affinity", "haproxy"])
+@pytest.mark.parametrize("name", ["affinity", "haproxy", "haproxy_hash"])
 def test_several_models(name: str, fleet: MakeFleet, tmp_path: Path) -> None:
     system = able(name)
     engines = fleet(*(Spec(f"n{m}", f"127.0.73.{i}", slots=2, models=[m]) for i, m in enumerate("abc", 1)))
@@ -114,6 +117,28 @@ def test_several_models(name: str, fleet: MakeFleet, tmp_path: Path) -> None:
         asks = [Ask(0.0, chat(None, f"sim_service=0.01 {'long ' * 2000}", model)) for model in "abcab"]
         assert all(result.ok for result in ask(system, asks))
     assert {name: len(each["log"]) for name, each in engines.report().items()} == {"na": 2, "nb": 2, "nc": 1}
+
+
+def test_a_chat_stays_where_its_first_question_went(fleet: MakeFleet, tmp_path: Path) -> None:
+    """With and without a system's prompt, which all chats share; and different chats go to different nodes."""
+    system = able("haproxy_hash")
+    engines = fleet(*(Spec(f"n{i}", f"127.0.75.{i}", slots=8) for i in (1, 2, 3)))
+    went: dict[tuple[bool, int], set[str]] = {}
+    with running(system, peers(engines), tmp_path):
+        for turn, chats in itertools.product((1, 2, 3), itertools.product((True, False), range(8))):
+            begin = [{"role": "system", "content": "You are of help."}] if chats[0] else []
+            asked = [{"role": "user", "content": f"question {i} of chat {chats}"} for i in range(turn)]
+            body = {"model": "m", "max_tokens": 1, "messages": [*begin, *asked]}
+            engines.report(forget=True)
+            assert ask(system, [Ask(0.0, body)])[0].ok
+            went.setdefault(chats, set()).update(name for name, each in engines.report().items() if each["log"])
+    assert [len(nodes) for nodes in went.values()] == [1] * 16
+    assert set.union(*went.values()) == {"n1", "n2", "n3"}
+
+
+def test_what_is_made_for_caches_takes_part_only_where_there_are_some() -> None:
+    names = list(REGISTRY)
+    assert set(scenarios.keepers(names)) - set(scenarios.balancers(names)) == {"haproxy_hash"}
 
 
 def test_unfit_peers() -> None:

@@ -20,6 +20,8 @@ import importlib
 import pkgutil
 from types import ModuleType
 
+from bench.systems import REGISTRY
+
 
 class MissingError(Exception):
     """It cannot be measured on this machine; the text says why and what to install."""
@@ -33,7 +35,12 @@ ORDER = (
 
 
 def balancers(systems: list[str]) -> list[str]:
-    """All but direct, for what needs several peers."""
+    """All but direct and what is made for caches, for what needs several peers without any."""
+    return [name for name in keepers(systems) if not REGISTRY[name].for_caches]
+
+
+def keepers(systems: list[str]) -> list[str]:
+    """All but direct, for what needs several peers with caches."""
     return [name for name in systems if name != "direct"]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 from bench.systems.base import Peer, System, running
 from bench.systems.direct import Direct
 from bench.systems.haproxy import HAProxy
+from bench.systems.haproxy_hash import HAProxyHash
 from bench.systems.litellm import LiteLLM, LiteLLMLeastBusy
 from bench.systems.nginx_plain import NginxEngineQueue, NginxPlain
 from bench.systems.ours import Affinity, LeastBusy, WeightedRoundRobin
@@ -18,6 +19,6 @@ REGISTRY: dict[str, type[System]] = {
     each.name: each
     for each in (
         *(Direct, Affinity, LeastBusy, WeightedRoundRobin),
-        *(NginxPlain, NginxEngineQueue, HAProxy, LiteLLM, LiteLLMLeastBusy, SglangRouter),
+        *(NginxPlain, NginxEngineQueue, HAProxy, HAProxyHash, LiteLLM, LiteLLMLeastBusy, SglangRouter),
     )
 }

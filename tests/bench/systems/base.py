@@ -51,6 +51,7 @@ class System:
 
     name = ""  # in results and on the command line
     label = ""  # on the page; the name, if it is empty
+    for_caches = False  # is it made for engines with caches, so that it takes part only where they have some?
 
     def __init__(self) -> None:
         self.address = "127.0.0.1"

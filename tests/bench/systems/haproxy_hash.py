@@ -1,0 +1,55 @@
+# Copyright: (c) 2026, llm.cluster contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""HAProxy with what its manual has for engines with caches: a chat goes where its hash says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from balancer.harness import free_port
+from bench.systems import haproxy
+from bench.systems.base import Peer, Program
+
+# What its manual says of each: a hash of what an expression finds in the request; consistent hashing keeps most chats
+# where they are when a server goes; with hash-balance-factor a server that has so many per cent of the average number
+# of requests is passed over, for the next one on the ring ("values between 125 and 200").
+BALANCE = """\
+    balance hash var(txn.first)
+    hash-type consistent
+    hash-balance-factor 150
+    option http-buffer-request
+"""
+# A chat's first question is in all its turns; what the system's prompt says all chats may share.
+FIRST = """\
+    http-request set-var(txn.role) req.body,json_query('$.messages[0].role')
+    http-request set-var(txn.first) req.body,json_query('$.messages[0].content')
+    http-request set-var(txn.first) req.body,json_query('$.messages[1].content') if { var(txn.role) -m str system }
+"""
+
+
+class HAProxyHash(haproxy.HAProxy):
+    """All slots busy: a request waits for the server that its chat belongs to, also while others are idle, unless that
+    one has half as many requests again as the average; 503 after the time.
+
+    All else is as with HAProxy, leastconn.
+    """
+
+    name = "haproxy_hash"
+    label = "HAProxy, hash of the chat"
+    for_caches = True
+
+    def start(self, peers: list[Peer], folder: Path) -> None:
+        self.port = free_port()
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "haproxy.cfg"
+        file.write_text(configuration(peers, self.port))
+        self.run(Program(["haproxy", "-db", "-f", str(file.resolve())], folder / "haproxy.log"), self.listens)
+
+
+def configuration(peers: list[Peer], port: int) -> str:
+    """HAProxy's as it is, but for the choice of a server."""
+    text = haproxy.configuration(peers, port)
+    for line, instead in (("    balance leastconn\n", BALANCE), ("    default_backend", FIRST + "    default_backend")):
+        assert text.count(line) == 1, f"HAProxy's configuration has no such line any more: {line}"
+        text = text.replace(line, instead)
+    return text
