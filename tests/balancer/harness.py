@@ -148,7 +148,8 @@ class Balancer:
         (self.dir / "nginx.conf").write_text(text)
 
     def start(self) -> None:
-        command = ["nginx", "-c", str(self.dir / "nginx.conf"), "-g", "daemon off;"]
+        # nginx takes the hang-up of a terminal for a reload: that it ends with us must be asked for.
+        command = ["setpriv", "--pdeathsig", "TERM", "nginx", "-c", str(self.dir / "nginx.conf"), "-g", "daemon off;"]
         with (self.dir / "stderr.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         try:

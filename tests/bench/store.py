@@ -104,7 +104,7 @@ class Run:
         """Go on with what is there. A system that cannot run any more keeps what was measured of it."""
         begun = {name: self.head[name] for name in ("date", "revision") if name in self.head}
         both = {name: self.head.get(name, {}) | head[name] for name in ("versions", "about")}
-        self.head = {**head, **both, **begun}
+        self.head = head | both | begun
         self.write()
 
     def write(self) -> None:

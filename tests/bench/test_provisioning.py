@@ -5,7 +5,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +99,16 @@ def test_a_playbook_that_fails_says_so(tmp_path: Path) -> None:
     playbook.write_text(PLAY % "false")
     with pytest.raises(RuntimeError, match="Assertion failed"):
         run_playbook(hosts, str(playbook))
+
+
+def test_a_playbook_does_not_outlive_who_started_it(tmp_path: Path) -> None:
+    """Ctrl-C reaches us alone: the playbook has a session of its own."""
+    hosts = ThisMachine(tmp_path)
+    playbook = tmp_path / "play.yml"
+    playbook.write_text("- hosts: all\n  gather_facts: false\n  tasks: [{ansible.builtin.pause: {seconds: 60}}]\n")
+    interrupt = threading.Timer(4, signal.raise_signal, [signal.SIGINT])
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        run_playbook(hosts, str(playbook))
+    running = subprocess.run(["pgrep", "-r", "R,S,D", "-f", str(playbook)], capture_output=True, text=True, check=False)
+    assert not running.stdout, "Ansible's workers have sessions of their own"

@@ -91,7 +91,11 @@ def test_what_a_kill_cut_off_does_not_spoil_the_next_line(tmp_path: Path) -> Non
 def test_a_run_goes_on_only_with_figures_of_one_kind(tmp_path: Path) -> None:
     """What is there is never deleted, and a rival that appears or goes changes nothing of it."""
     points = [Point.of("s", system) for system in ("affinity", "haproxy")]
-    changed = [{"code": "2"}, {"machine": {"processor": "4 cores"}}, {"versions": {"affinity": "2"}}]
+    changed: list[dict[str, Any]] = [
+        {"code": "2"},
+        {"machine": {"processor": "4 cores"}},
+        {"versions": {"affinity": "2"}},
+    ]
     for number, change in enumerate(changed):
         run = Run(tmp_path / f"{number}.jsonl")
         run.begin(HEAD)

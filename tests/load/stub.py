@@ -70,15 +70,29 @@ class Stub:
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Stub:
-        self.process = subprocess.Popen(["nginx", "-c", str(self.file), "-g", "daemon off;"])
-        end = time.monotonic() + 5
-        while not self.pid_file.exists():  # written when it listens
-            if self.process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"the stub does not start: {self.file}")
-            time.sleep(0.02)
+        self.pid_file.unlink(missing_ok=True)
+        # nginx takes the hang-up of a terminal for a reload: that it ends with us must be asked for.
+        command = ["setpriv", "--pdeathsig", "TERM", "nginx", "-c", str(self.file), "-g", "daemon off;"]
+        self.process = subprocess.Popen(command)
+        try:
+            end = time.monotonic() + 5
+            while not self.pid_file.exists():  # written when it listens
+                if self.process.poll() is not None or time.monotonic() > end:
+                    raise RuntimeError(f"the stub does not start: {self.file}")
+                time.sleep(0.02)
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
         assert self.process
         self.process.terminate()
-        self.process.wait(10)
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.point import Figures
+from bench.provisioning.ending import kill
 from bench.provisioning.hosts import BALANCER, ROOT, Hosts
 from e2e.demo_cluster import playbook_environment
 
@@ -76,7 +76,13 @@ def run_playbook(hosts: Hosts, playbook: str, *arguments: str) -> Run:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    status, controller = _wait(process.pid, began + RUN_SECONDS)
+    try:
+        status, controller = _wait(process.pid, began + RUN_SECONDS)
+    except BaseException:
+        # In a session of its own it gets no Ctrl-C, and would go on with the hosts that are taken down meanwhile.
+        kill(process.pid)
+        process.wait()
+        raise
     wall = time.monotonic() - began
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -103,6 +109,6 @@ def _wait(pid: int, deadline: float) -> tuple[int, float]:
         if done:
             return status, usage.ru_utime + usage.ru_stime
         if time.monotonic() > deadline:
-            os.killpg(pid, signal.SIGKILL)
+            kill(pid)
             deadline = float("inf")
         time.sleep(0.05)
