@@ -90,13 +90,14 @@ def test_an_engine_out_of_an_archive(cluster: Cluster, tmp_path: Path) -> None:
     assert run.code == 2, run.output
     assert "Nothing of it was unpacked" in run.output
 
-    assert "a stand-in" in cluster.ssh("node3", f"{FOLDER}/releases/archive-good/bin/llama-server --version")
+    assert "a stand-in" in cluster.ssh("node3", f"{FOLDER}/releases/archive-good/*/bin/llama-server --version")
     files = cluster.ssh("node3", f"cd {FOLDER}/releases && find . ! -type d").split()
-    assert sorted(files) == [
-        "./archive-bad/llama-b1.tar.gz",
-        "./archive-good/.complete",
-        "./archive-good/bin/llama-server",
-        "./archive-good/bin/llama-wait-idle",
-        "./archive-good/dist/llama-b1/bin/llama-server",
-        "./archive-good/dist/llama-b1/lib/libggml.so",
+    # Each in a folder that is named by what it is made of.
+    assert sorted(re.sub("/[0-9a-f]{8}/", "/RECIPE/", name) for name in files) == [
+        "./archive-bad/RECIPE/llama-b1.tar.gz",
+        "./archive-good/RECIPE/.complete",
+        "./archive-good/RECIPE/bin/llama-server",
+        "./archive-good/RECIPE/bin/llama-wait-idle",
+        "./archive-good/RECIPE/dist/llama-b1/bin/llama-server",
+        "./archive-good/RECIPE/dist/llama-b1/lib/libggml.so",
     ]
