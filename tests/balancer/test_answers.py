@@ -44,6 +44,19 @@ def test_sse_is_relayed_unchanged_and_at_once(balancer: Balancer, engine: MakeEn
         assert piece.endswith(b"\n\n"), "only whole events are forwarded"
 
 
+def test_a_stream_to_a_client_of_http_1_0(balancer: Balancer, engine: MakeEngine) -> None:
+    one = engine(tokens=5, gap=0.1)
+    balancer.put(table(one))
+    body = json.dumps({"model": "m", "stream": True})
+    head = f"POST /v1/chat/completions HTTP/1.0\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", balancer.port), 10) as client:
+        client.sendall((head + body).encode())
+        with client.makefile("rb") as answer:
+            whole = answer.read()
+    assert b" 200 " in whole.partition(b"\r\n")[0]
+    assert whole.partition(b"\r\n\r\n")[2] == b"".join(one.events("/v1/chat/completions"))
+
+
 @pytest.mark.parametrize("body", [{"model": "m"}, {"model": "m", "stream": True}])
 def test_ndjson_is_relayed_unchanged_and_at_once(balancer: Balancer, engine: MakeEngine, body: Any) -> None:
     one = engine(kind="ollama", tokens=5, gap=0.1)

@@ -289,6 +289,18 @@ def test_open_surface(balancer: Balancer, engine: MakeEngine, method: str, path:
         assert one.inference()[0].path == path
 
 
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/nothing", "/cluster"])
+def test_the_body_of_a_head_request_is_no_second_request(balancer: Balancer, engine: MakeEngine, path: str) -> None:
+    balancer.put(table(engine()))
+    hidden = b"GET /v1/chat/completions HTTP/1.1\r\nHost: x\r\n\r\n"
+    head = f"HEAD {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(hidden)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", balancer.port), 10) as client:
+        client.sendall(head.encode() + hidden)
+        client.shutdown(socket.SHUT_WR)
+        with client.makefile("rb") as answer:
+            assert answer.read().count(b"HTTP/1.1 ") == 1
+
+
 @pytest.mark.parametrize(("method", "path"), CLOSED)
 def test_closed_surface(balancer: Balancer, engine: MakeEngine, method: str, path: str) -> None:
     one = engine(kind="ollama")

@@ -597,3 +597,32 @@ def test_whole_answers_tell_the_speed_too(balancer: Balancer, engine: MakeEngine
     while balancer.peer("a")["slow"] == 0 and time.monotonic() < end:
         many(balancer, 12, 12)
     assert balancer.peer("a")["slow"] > 0.3
+
+
+def may_open(worker: int, files: int) -> None:
+    """Bound the files of a process, as its own user may."""
+    owner = os.stat(f"/proc/{worker}")
+    who = ["setpriv", f"--reuid={owner.st_uid}", f"--regid={owner.st_gid}", "--clear-groups"]
+    subprocess.run([*who, "prlimit", f"--pid={worker}", f"--nofile={files}:"], check=True)
+
+
+def test_a_worker_that_has_no_files_left_blames_no_peer(engine: MakeEngine) -> None:
+    one, other = engine("n1"), engine("n2")
+    with contextlib.ExitStack() as stack:
+        balancer = Balancer(workers=1)
+        stack.callback(balancer.destroy)
+        balancer.put(harness.table(one, other, limits={"queue_timeout": 5}))
+        (worker,) = balancer.worker_pids()
+        client = balancer.connection()
+        stack.callback(client.close)
+        client.connect()
+        wait_for(lambda: balancer.answers())
+        time.sleep(0.2)
+        may_open(worker, len(os.listdir(f"/proc/{worker}/fd")))
+        began = time.monotonic()
+        threading.Timer(1, may_open, (worker, 512)).start()
+        body = json.dumps({"model": "m"})
+        client.request("POST", "/v1/chat/completions", body, {"Authorization": "Bearer " + harness.KEY})
+        assert client.getresponse().status == 200
+        assert time.monotonic() - began >= 0.9, "there were files left"
+        assert {peer["health"] for peer in balancer.state()["peers"]} == {"up"}

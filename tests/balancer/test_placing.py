@@ -113,6 +113,21 @@ def test_slotless_routes_answer_while_all_slots_are_taken(balancer: Balancer, en
     first.join()
 
 
+def test_slotless_requests_that_had_to_wait_leave_no_slot_in_use(balancer: Balancer, engine: MakeEngine) -> None:
+    one = engine(kind="ollama", peer={"slots": 2})
+    balancer.put(table(one))
+    one.stop()
+    balancer.chat()
+    wait_for(lambda: balancer.peer("n1")["health"] == "down")
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        shown = [pool.submit(balancer.ask, path="/api/show", body={"name": "m"}) for _ in range(3)]
+        wait_for(lambda: balancer.state()["queue"]["waiting"] == 3)
+        one.start()
+        assert [each.result().status for each in shown] == [200, 200, 200]
+    assert balancer.busy() == 0
+    assert [answer.status for answer in many(balancer, 4, 2)] == [200] * 4
+
+
 # Failing over
 
 

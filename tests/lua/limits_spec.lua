@@ -86,7 +86,8 @@ describe("limits", function()
         for i, pid in ipairs(pids) do
             dict.values["worker:" .. i] = pid
         end
-        dict.values.highest, dict.values.version = #pids, (dict.values.version or 0) + 1
+        dict.values["worker:" .. #pids + 1] = nil
+        dict.values.version = (dict.values.version or 0) + 1
         workers.pid = pids[1]
     end
 

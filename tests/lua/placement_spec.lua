@@ -25,14 +25,14 @@ local function scene(list, fields)
     fields = fields or {}
     local peers, want = {}, { model = "m", since = 100 - (fields.waited or 0), slotless = fields.slotless }
     local fleet = { now = 100, policy = fields.policy or "affinity", health = {}, drained = {} }
-    local busy, rate = {}, {}
+    local busy = {}
     for i, c in ipairs(list) do
         local id = c.peer.id
         peers[i] = c.peer
-        busy[id], rate[id] = c.busy, c.rate or 0
+        busy[id] = c.busy
         fleet.health[id] = {
             up = c.up, resting_until = c.resting and 101 or nil, slow = c.slow or 0, cold = c.cold and { m = true } or nil,
-            lacks = c.lacks and { m = true } or nil, turn = c.turn,
+            lacks = c.lacks and { m = true } or nil, turn = c.turn, rate = c.rate,
         }
         fleet.drained[id] = c.drained
         for name, where in pairs(WANT) do
@@ -43,7 +43,6 @@ local function scene(list, fields)
         end
     end
     fleet.busy = function(id) return busy[id] end
-    fleet.rate = function(id) return rate[id] end
     fleet.suspects = function(id) return fields.suspects == id and 1 or 0 end
     want.suspect = fields.suspects and 100 - (fields.apart or 0)
     fleet.usable = function(peer) return peer.slots end

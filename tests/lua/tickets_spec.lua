@@ -150,6 +150,17 @@ describe("tickets", function()
         assert.same({}, numbers(d))
     end)
 
+    it("that cannot be meant hide nobody behind them, however many they are", function()
+        for number = 1, 100 do
+            add(number)
+        end
+        local function from_90(ticket)
+            return ticket.number >= 90
+        end
+        assert.same({}, numbers(d, 2, from_90))
+        assert.same({ 90, 91 }, numbers(d, 2, function(ticket) return from_90(ticket) or nil end))
+    end)
+
     it("that find no room leave nothing behind", function()
         d.full = true
         local ok, err = add(1)

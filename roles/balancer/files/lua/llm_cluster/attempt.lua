@@ -148,7 +148,7 @@ end
 -- @param ctx the request: surface, pieces, length, id, start …; sets ttfb once the client is being answered
 -- @return {kind = …}: "streamed"; "broken" (error: to be sent as an event); "answer" (peer, head, body: whole, nothing sent
 --   yet); "client_left", "shutdown", "ejected" (the peer was, meanwhile); "died" (with the request in its hands); "timeout" (no
---   first byte); "refused", "unreachable", "closed", "silent", "garbage" (detail: words)
+--   first byte); "refused", "unreachable", "local", "closed", "silent", "garbage" (detail: words)
 function M.run(ctx, peer, limits)
     ctx.held_by = peer.id
     local connection, head, detail = call(ctx, peer, limits)

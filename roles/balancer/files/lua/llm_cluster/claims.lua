@@ -83,9 +83,10 @@ local function fall_back(ctx, view)
     return true
 end
 
---- The slot is ours: say so.
-local function claimed(ctx, peer)
-    if not ctx.surface.slotless then
+--- The peer is ours: say which slot is.
+-- @param granted boolean: by the queue, which gives a slot also to who needs none
+local function claimed(ctx, peer, granted)
+    if granted or not ctx.surface.slotless then
         ctx.claim = slots.hold(peer, ctx, ctx.want.suspect)
     end
     return peer
@@ -142,7 +143,7 @@ local function wait_for_slot(ctx, set, why)
         if waiter then
             id, why = queue.wait(waiter, ctx.deadline, lifetime.interruption)
             if id then
-                return claimed(ctx, find_peer(set.peers, id))
+                return claimed(ctx, find_peer(set.peers, id), true)
             elseif why == "deadline" then
                 return take_any(ctx, set)
             elseif why ~= "changed" and why ~= "out" then

@@ -88,7 +88,7 @@ function Splitter:feed(data)
     local buffer = self.pending == "" and data or self.pending .. data
     local last
     if self.ndjson then
-        last = match(buffer, ".*()\n")
+        last = find(data, "\n", 1, true) and match(buffer, "^.*()\n") -- anchored, or it is tried from each byte on
     else
         local from = self.from
         while true do

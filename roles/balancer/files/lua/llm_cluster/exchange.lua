@@ -8,6 +8,7 @@
 --
 -- Errors are words with a meaning, so that proxy.lua can decide:
 --   refused, unreachable   no connection was made (unreachable: time-out or no route)
+--   local                  nor could it be, for a reason of this host: no more files, ports or memory
 --   closed                 the connection ended
 --   timeout                silence instead of an answer; silent: nor does it take the request
 --   garbage                not HTTP as it should be
@@ -33,12 +34,27 @@ local SENT_AT_ONCE = 32768   -- bytes that an idle connection takes without wait
 
 local pooling = { pool_size = POOL_SIZE } -- read by connect() before it yields
 
+-- What nginx says when a connection failed on its way or at the other end. Anything else went wrong here.
+local ON_THE_WAY = { "timeout", "timed out", "no route", "unreachable", "is down", "reset" }
+
+local function no_connection(err)
+    if find(err, "refused", 1, true) then
+        return "refused"
+    end
+    for i = 1, #ON_THE_WAY do
+        if find(err, ON_THE_WAY[i], 1, true) then
+            return "unreachable"
+        end
+    end
+    return "local"
+end
+
 --- Connect to a peer, by a pooled connection if there is one.
 -- @param peer {id, host, port}
 -- @param timeout seconds
 -- @param fresh boolean: a new connection, not kept afterwards
 -- @param watch function of `watched`, asked while waiting: returns a reason to stop, or nil; nil: nothing stops it
--- @return connection, with reused set; or nil, "refused" or "unreachable", and nginx's words
+-- @return connection, with reused set; or nil, "refused", "unreachable" or "local", and nginx's words
 function M.connect(peer, timeout, fresh, watch, watched)
     local sock = ngx.socket.tcp()
     sock:settimeouts(timeout * 1000, 30000, TICK * 1000)
@@ -46,7 +62,7 @@ function M.connect(peer, timeout, fresh, watch, watched)
     local ok, err = sock:connect(peer.host, peer.port, pooling)
     if not ok then
         sock:close()
-        return nil, find(err, "refused", 1, true) and "refused" or "unreachable", err
+        return nil, no_connection(err), err
     end
     return setmetatable({
         sock = sock, buffer = "", pos = 1, fresh = fresh, reused = (sock:getreusedtimes() or 0) > 0, received = false,
@@ -208,7 +224,7 @@ local function trimmed(value)
     end
     local first, last = byte(value, 1), byte(value, -1)
     if first == 32 or first == 9 or last == 32 or last == 9 then
-        return match(value, "^[ \t]*(.-)[ \t]*$")
+        return match(value, "^[ \t]*(.*[^ \t])") or ""
     end
     return value
 end

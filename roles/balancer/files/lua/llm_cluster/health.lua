@@ -333,14 +333,16 @@ end
 --- Note how long the peers' slots are held, how many answers they give, and how long reading takes.
 -- @param holding, reading what speed.judge_all() returned
 local function note_times(d, holding, reading)
-    for _, each in ipairs(holding) do
-        local key, turn = "turn:" .. each.peer.id, each.held / each.peer.slots
+    local function note(key, value)
         local known = d:get(key)
-        if not known or math.abs(turn - known) > known / 10 then
-            d:set(key, turn)
+        if not known or math.abs(value - known) > known / 10 then
+            d:set(key, value)
             changed(d)
         end
-        d:set("rate:" .. each.peer.id, each.rate, SPEED_MEMORY)
+    end
+    for _, each in ipairs(holding) do
+        note("turn:" .. each.peer.id, each.held / each.peer.slots)
+        note("rate:" .. each.peer.id, each.rate)
     end
     for model, seconds in pairs(reading) do
         d:set("reading:" .. model, seconds, SPEED_MEMORY)
@@ -350,11 +352,6 @@ end
 --- Seconds that the engines take to read one byte of a prompt for a model, or nil if that isn't known.
 function M.reading(model)
     return dict():get("reading:" .. model)
-end
-
---- Answers per second that the peer gave of late; 0 if that isn't known.
-function M.rate(id)
-    return dict():get("rate:" .. id) or 0
 end
 
 --- Judge who is slow, and how long what takes. Called by one worker, now and then.
@@ -417,6 +414,7 @@ local function entry_of(d, peer, return_time)
         slow = slow and tonumber(slow:match("%S+$")) or 0,
         lacks = set_of(d:get("lacks:" .. id)), cold = set_of(d:get("cold:" .. id)),
         slots = peer.slots, returned = returned, return_time = return_time, turn = d:get("turn:" .. id),
+        rate = d:get("rate:" .. id),
     }
 end
 
@@ -453,7 +451,8 @@ end
 --- What is known about all peers.
 -- @return {peer id = {up, down: booleans; resting_until: ngx.now() value or nil; usable: slots that it may use now; slow: 0, or
 --   the seconds that it needs longer than others to the first byte; lacks, cold: sets of models, or nil; turn: seconds in which
---   one of its slots becomes free on average while all are in use, or nil}}; don't keep it
+--   one of its slots becomes free on average while all are in use, or nil; rate: answers per second of late, or nil}}; don't keep
+--   it
 function M.snapshot()
     local d, view = dict(), peers.view()
     local version = d:get("health_version")

@@ -146,6 +146,7 @@ local function look(d, now)
         d:delete("@waiting")
         d:set("@" .. n, cjson.encode(point), WINDOW + 2 * STEP)
         d:set("@peers:" .. n, cjson.encode(sums_of_peers(view)), MINUTE + 3 * STEP)
+        d:flush_expired() -- a dict gives their room back only when it needs it, and then takes other things, too
     end
 end
 

@@ -22,8 +22,8 @@ local function acquire(d, pid)
         spins = spins + 1
         if spins % SPINS == 0 then
             local holder = d:get("lock")
-            -- Only one may break a dead worker's lock, or a second one would break the first one's.
-            if holder and not workers.alive(holder) and d:add("lock_break", pid, 0.05) then
+            -- Only one may break a dead worker's lock, or a second one, that slept meanwhile, would break the first one's.
+            if holder and not workers.alive(holder) and d:add("lock_break", pid, 1) and d:get("lock") == holder then
                 d:delete("lock")
             end
         end

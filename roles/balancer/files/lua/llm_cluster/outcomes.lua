@@ -44,11 +44,11 @@ function M.judge(ctx, peer, outcome, view)
         health.failed(peer, "could not be reached: " .. (outcome.detail or "time-out"), view.limits)
         ctx.want.avoid[peer.id] = true
         return true
-    elseif kind == "ejected" then
+    elseif kind == "ejected" or kind == "local" then -- local: that says nothing about the peer
         ctx.want.avoid[peer.id] = true
         return true
     elseif M.is_busy(outcome) then
-        health.busy(peer, tonumber(outcome.head.headers["retry-after"]))
+        health.busy(peer, tonumber((outcome.head.headers["retry-after"] or ""):match("^%d+$")))
         return true
     end
     local why = kind == "answer" and "answered " .. outcome.head.status or outcome.detail or "broke off without an answer"

@@ -24,10 +24,10 @@
 --   saves = {peer id = seconds} or nil: how much sooner it has read the request than one that holds nothing of it,
 --   has_fallback = boolean: another model may do,
 --   suspect = seconds or nil: when a peer died with it in its hands}
--- The fleet: {now = seconds, policy, health = {peer id = {up, resting_until, lacks, cold, slow, turn}},
+-- The fleet: {now = seconds, policy, health = {peer id = {up, resting_until, lacks, cold, slow, turn, rate}},
 --   drained = {peer id = true}, suspects = function(id) → suspect requests there, busy = function(id) → slots in use,
---   rate = function(id) → answers per second of late,
---   usable = function(peer, now) → slots that it may use now, queued = requests that wait for the same peers, with this one}
+--   usable = function(peer, now) → slots that it may use now, queued = requests that wait for the same peers, with this one;
+--   holding: choose() and may_take() keep something there, nil whenever health is new}
 
 local M = {}
 
@@ -72,6 +72,10 @@ function M.parts_ways(want, now)
     return want.suspect and now - want.suspect < APART or false
 end
 
+local function is_resting(health, fleet)
+    return health.resting_until and health.resting_until > fleet.now
+end
+
 local function is_slow(peer, fleet)
     return (fleet.health[peer.id].slow or 0) > 0
 end
@@ -84,14 +88,27 @@ local function cost_of_holding(peers, want, fleet)
     for i = 1, #peers do
         local peer = peers[i]
         if is_primary(peer, want, fleet) then
-            local turn = fleet.health[peer.id].turn
-            if turn and not is_slow(peer, fleet) then
-                room, known = room + 1 / turn, true
+            local health = fleet.health[peer.id]
+            if health.turn and not is_slow(peer, fleet) and not is_resting(health, fleet) then
+                room, known = room + fleet.usable(peer, fleet.now) / peer.slots / health.turn, true
             end
-            room = room - fleet.rate(peer.id)
+            room = room - (health.rate or 0)
         end
     end
     return known and (room > 0 and fleet.queued / room or math.huge) or 0
+end
+
+--- The same, worked out once for all that wait for the same peers.
+local function holding_cost(peers, want, fleet)
+    if want.avoid and next(want.avoid) then
+        return cost_of_holding(peers, want, fleet)
+    end
+    local known = fleet.holding
+    if not (known and known.peers == peers and known.model == want.model and known.queued == fleet.queued) then
+        known = { peers = peers, model = want.model, queued = fleet.queued, cost = cost_of_holding(peers, want, fleet) }
+        fleet.holding = known
+    end
+    return known.cost
 end
 
 --- How good the peer is for the request before load counts: higher is better, 7 best (5 where no peer is preferred).
@@ -133,10 +150,10 @@ end
 
 --- Would it take this request now, if it has a free slot?
 -- @param others from worth_waiting_for()
--- @param holding from cost_of_holding(), if there is a slow peer
+-- @param holding from holding_cost(), if there is a slow peer
 local function is_open(peer, others, holding, want, fleet)
     local health = fleet.health[peer.id]
-    return not (health.resting_until and health.resting_until > fleet.now)
+    return not is_resting(health, fleet)
         and not (is_slow(peer, fleet) and max(fleet.now - want.since, holding) < health.slow)
         and not (M.parts_ways(want, fleet.now) and fleet.suspects(peer.id) > 0)
         and not (others and fleet.now - want.since < patience(peer, others, want, fleet))
@@ -180,7 +197,7 @@ function M.choose(peers, want, fleet, clock)
         if (not enough or holders[id]) and in_rotation(peer, want, fleet) and not avoids(want, peer)
             and not (primary and peer.backup)
         then
-            holding = holding or is_slow(peer, fleet) and cost_of_holding(peers, want, fleet)
+            holding = holding or is_slow(peer, fleet) and holding_cost(peers, want, fleet)
             local busy = fleet.busy(id)
             if (want.slotless or busy < fleet.usable(peer, fleet.now)) and is_open(peer, others, holding, want, fleet) then
                 local level, depth = tier(peer, want, fleet), holders and holders[id] or 0
@@ -230,7 +247,7 @@ end
 function M.may_take(peer, peers, want, fleet)
     return in_rotation(peer, want, fleet) and not avoids(want, peer)
         and is_open(peer, worth_waiting_for(peers, want, fleet),
-            is_slow(peer, fleet) and cost_of_holding(peers, want, fleet), want, fleet)
+            is_slow(peer, fleet) and holding_cost(peers, want, fleet), want, fleet)
         and not (peer.backup and has_primary(peers, want, fleet))
 end
 

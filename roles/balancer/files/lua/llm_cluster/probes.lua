@@ -36,6 +36,7 @@ local function within(seconds, f, ...)
 end
 
 --- @return body; or nil and why, which is nil if the connection was refused
+-- Raises an error if none could be made for a reason of this host, which says nothing about the peer.
 local function get(peer, path, timeout)
     local status, body, detail = within(timeout, exchange.get, peer, path, timeout, MAX_ANSWER)
     if status == 200 then
@@ -44,6 +45,8 @@ local function get(peer, path, timeout)
         return nil, "probe answered " .. status
     elseif body == "refused" then
         return nil, nil
+    elseif body == "local" then
+        error(detail, 0)
     elseif body == "timeout" or detail == "timeout" then
         return nil, "probe not answered within " .. timeout .. " s"
     end
@@ -121,7 +124,9 @@ local function generate(peer, model, timeout)
         model = model, messages = { { role = "user", content = "Hello" } }, max_tokens = 1, stream = false,
     }
     local connection, err, detail = exchange.connect(peer, timeout, true)
-    if not connection then
+    if err == "local" then
+        return 503 -- nothing is known, as of a busy peer
+    elseif not connection then
         return nil, err, detail
     end
     local head, text

@@ -56,7 +56,7 @@ local function release(ctx, may_go_on)
     local claim = ctx.claim
     if claim then
         ctx.claim = nil
-        ending.finish(claim, may_go_on)
+        ending.finish(claim, may_go_on and not ctx.surface.slotless) -- what needs no slot keeps none at work
     end
 end
 
@@ -359,6 +359,9 @@ function M.run()
     ngx.header["X-Request-Id"] = ctx.id
     local view = peers.view()
     local method = ngx.req.get_method()
+    if method == "HEAD" then -- its body would else be taken for the next request by some versions of the Lua module
+        ngx.req.discard_body()
+    end
     local entry, name = surface.find(method, path)
     if not entry or entry.engine and not (view and view.engines[entry.engine]) then
         return fail(ctx, errors.new(404, "not_found", "There is nothing here for " .. method .. " " .. path .. "."))

@@ -51,33 +51,43 @@ local function suspects(id)
 end
 
 -- As placement wants it; used anew for every match.
-local fleet = { busy = slots.busy, suspects = suspects, usable = health.usable_slots, rate = health.rate }
+local fleet = { busy = slots.busy, suspects = suspects, usable = health.usable_slots }
 
 local function fleet_now(view)
     fleet.now, fleet.policy, fleet.health, fleet.drained = ngx.now(), view.table.policy, health.snapshot(), view.drained
+    fleet.holding = nil
     return fleet
 end
 
+--- Few names that come again: a dict gives the room of what expired back only when it needs it, and then takes other things, too.
+local function rate_key(window)
+    return "grants:" .. window % 4
+end
+
 local function count_grant(d, now)
-    d:incr("grants:" .. math.floor(now / RATE_WINDOW), 1, 0, 3 * RATE_WINDOW)
+    d:incr(rate_key(math.floor(now / RATE_WINDOW)), 1, 0, 3 * RATE_WINDOW)
 end
 
 --- Grants a second, over the last windows.
 local function drain_rate(d)
     local now = ngx.now()
     local window = math.floor(now / RATE_WINDOW)
-    local sum = (d:get("grants:" .. window) or 0) + (d:get("grants:" .. (window - 1)) or 0)
+    local sum = (d:get(rate_key(window)) or 0) + (d:get(rate_key(window - 1)) or 0)
     return sum / (RATE_WINDOW + now - window * RATE_WINDOW)
 end
 
 --- Give a peer's slot to a ticket. Under the lock.
-local function grant(d, peer, ticket)
+-- @param view from before the lock
+local function grant(d, peer, ticket, view)
     if not workers.counts(ticket.pid) then -- its worker died just now
         tickets.remove(d, ticket.pid, ticket.serial)
         return true
     end
     local alone = placement.parts_ways(ticket, fleet.now)
     if not slots.take(peer.id, fleet.usable(peer, fleet.now), ticket.pid, ticket.suspect, alone) then
+        return false
+    elseif peers.view() ~= view then -- as in try()
+        slots.put_back(peer.id, ticket.pid, ticket.suspect)
         return false
     end
     tickets.remove(d, ticket.pid, ticket.serial)
@@ -105,6 +115,9 @@ local function window(d, peer, sets, view)
         if member then
             fleet.queued = tickets.length(d, key)
             tickets.oldest(d, key, most, function(ticket)
+                if ticket.avoid and ticket.avoid[peer.id] then
+                    return nil
+                end
                 return placement.may_take(peer, candidates, ticket, fleet)
             end, out)
         end
@@ -125,7 +138,7 @@ local function match_peer(d, peer, view)
             return
         end
         local at = placement.pick(peer, waiting, fleet, view.limits.affinity_max_wait)
-        if not grant(d, peer, waiting[at]) then
+        if not grant(d, peer, waiting[at], view) then
             return
         end
         sets = tickets.active_sets(d)
@@ -232,7 +245,7 @@ end
 
 --- Hand the leader's work to another waiting request.
 local function abdicate(serial)
-    if leader == serial then
+    if leader == serial or leader == nil then -- nil: whom it was handed to has left before it could lead
         leader = nil
         local _, other = next(waiters)
         if other then

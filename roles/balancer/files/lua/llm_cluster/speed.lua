@@ -176,7 +176,8 @@ function M.held(record)
         end
     end
     if answers >= ENOUGH then
-        return seconds / answers, answers / record.span
+        local held = seconds / answers
+        return held, answers / math.max(record.span, held) -- the first ones began one answer's time before
     end
 end
 

@@ -215,6 +215,9 @@ local PAGES = { ["/metrics"] = M.metrics, ["/cluster"] = M.page, ["/cluster/"] =
 --- content_by_lua
 function M.run()
     local method, path = ngx.req.get_method(), ngx.var.uri
+    if method == "HEAD" then -- as in proxy.lua
+        ngx.req.discard_body()
+    end
     local serve = (method == "GET" or method == "HEAD") and PAGES[path]
     if serve then
         return serve()

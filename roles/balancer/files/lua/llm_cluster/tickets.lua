@@ -185,12 +185,12 @@ end
 
 --- The oldest tickets of a set that a function accepts. Entries that wait no longer are dropped.
 -- @param most number of them
--- @param accepts function of a ticket
+-- @param accepts function of a ticket: true, false, or nil if the ticket has nothing to do with what is looked for
 -- @param out list that they are added to
 function M.oldest(d, key, most, accepts, out)
-    local list, taken, found = "queue:" .. key, {}, 0
+    local list, taken, found, looked = "queue:" .. key, {}, 0, 0
     -- Those that are not accepted stay and do not hide those behind them, to a limit.
-    while found < most and #taken < 4 * most do
+    while found < most and looked < 4 * most do
         local entry = d:lpop(list)
         if not entry then
             break
@@ -198,10 +198,12 @@ function M.oldest(d, key, most, accepts, out)
         local ticket = read(d, entry)
         if ticket then
             taken[#taken + 1] = entry
-            if accepts(ticket) then
+            local accepted = accepts(ticket)
+            if accepted then
                 found = found + 1
                 out[#out + 1] = ticket
             end
+            looked = looked + (accepted == nil and 0 or 1)
         end
     end
     for i = #taken, 1, -1 do

@@ -32,7 +32,7 @@ function M.list()
     local version = d:get("version")
     if version ~= pids_version then
         pids = {}
-        for i = 1, d:get("highest") or 0 do
+        for i = 1, MAX_WORKERS do
             pids[#pids + 1] = d:get("worker:" .. i)
         end
         pids_version = version
@@ -69,9 +69,6 @@ function M.register()
     drop(d, pid) -- pids come again: what an earlier worker of this one left is not ours
     for i = 1, MAX_WORKERS do
         if d:add("worker:" .. i, pid) then
-            if i > (d:get("highest") or 0) then
-                d:set("highest", i)
-            end
             d:set("started:" .. pid, proc.start_time(pid) or "")
             d:incr("version", 1, 0)
             return
@@ -102,7 +99,7 @@ end
 -- @return true if there was one
 function M.sweep()
     local d, found = dict(), false
-    for i = 1, d:get("highest") or 0 do
+    for i = 1, MAX_WORKERS do
         local pid = d:get("worker:" .. i)
         -- Only one worker does it: a second one, late, would delete what a new worker has written there meanwhile.
         if pid and not M.alive(pid) and d:add("sweep:" .. pid, true, 10) then
