@@ -398,15 +398,16 @@ class Stopper:
         first = not self.asked
         self.asked = self.asked or time.monotonic()
         self.recorder.run.interrupted = True
-        if first:
-            self.recorder.watcher.say("Stopping; this may take some seconds.")
-        else:
+        if not first:
             self.asked -= GRACE
-        if first and self.recorder.pid:
+            return
+        if self.recorder.pid:
             # Now, because later nothing leads from one to the other: the workers have sessions of their own.
             self.processes |= below(self.recorder.pid)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.recorder.pid, signal.SIGINT)
+        with contextlib.suppress(OSError):  # the terminal may be what has gone
+            self.recorder.watcher.say("Stopping; this may take some seconds.")
 
     def must_end(self) -> bool:
         """Whether to kill it now."""
@@ -426,6 +427,11 @@ class Stopper:
         with self.listening():
             try:
                 runner.run()
+            except BaseException:
+                # Ansible has a session of its own, and would go on with nobody watching.
+                if self.recorder.pid:
+                    self.processes |= below(self.recorder.pid)
+                raise
             finally:
                 self.clear()
 
@@ -521,7 +527,8 @@ def run_playbook(
                 stopper.watch_over(runner)
             finally:
                 run.seconds = time.monotonic() - began
-                watcher.stop(run)
+                with contextlib.suppress(OSError):  # a terminal that has gone
+                    watcher.stop(run)
         recorder.finish(runner.rc)
         if answer and (private / "answer.json").is_file():
             run.answer = json.loads((private / "answer.json").read_text(encoding="utf-8"))

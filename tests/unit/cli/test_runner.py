@@ -4,7 +4,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +212,45 @@ def test_an_interrupted_run_says_how_things_stand() -> None:
     assert "b: idle after models, at: x; 0 changes made" in text
     assert "deploy: stopped after" in text
     assert new_run(interrupted=True).summary().startswith("Stopped before anything was done.")
+
+
+class Gone(Silent):
+    """A terminal that was closed."""
+
+    def say(self, text: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@contextlib.contextmanager
+def at_work() -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a session of its own, as ansible-playbook is."""
+    working = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        yield working
+    finally:
+        working.kill()
+        working.wait()
+
+
+def test_a_closed_terminal_ends_the_work_too(recorder: Recorder) -> None:
+    recorder.watcher = Gone()
+    with at_work() as working:
+        recorder.pid = working.pid
+        _runner.Stopper(recorder).signalled()
+        assert working.wait(timeout=10) == -signal.SIGINT
+    assert recorder.run.interrupted
+
+
+def test_whatever_breaks_the_watching_ends_the_work(recorder: Recorder) -> None:
+    class Broken:
+        def run(self) -> None:
+            raise SystemExit(1)  # as rich does when nobody reads its lines any more
+
+    with at_work() as working:
+        recorder.pid = working.pid
+        with pytest.raises(SystemExit):
+            _runner.Stopper(recorder).watch_over(Broken())
+        assert working.wait(timeout=10) == -signal.SIGTERM
 
 
 def test_old_logs_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
