@@ -13,9 +13,9 @@ from bench.scenarios import MissingError
 from bench.systems import REGISTRY
 
 TINY = [
-    Point.of("sweep", "affinity", layout="equal", load=0.7, seconds=4, cv=1.0),
-    Point.of("sweep", "nginx_engine_queue", layout="equal", load=0.7, seconds=4, cv=1.0),
-    Point.of("multi_turn", "affinity", load=0.5, seconds=3),
+    Point.of("sweep", "affinity", layout="equal", load=0.7, seconds=4, cv=1.0, round=0),
+    Point.of("sweep", "nginx_engine_queue", layout="equal", load=0.7, seconds=4, cv=1.0, round=0),
+    Point.of("multi_turn", "affinity", load=0.5, seconds=3, round=0),
     Point.of("failover", "affinity", round=0, seconds=8, dies=2, back=4),
     Point.of("streams", "nginx_plain", streams=10, tokens=5),
 ]
@@ -43,6 +43,6 @@ def test_a_scenario_gives_figures(point: Point, tmp_path: Path) -> None:
 
 
 def test_what_a_system_cannot_do_is_missing_not_failed(tmp_path: Path) -> None:
-    point = Point.of("sweep", "nginx_plain", layout="models", load=0.5, seconds=2, cv=1.0)
+    point = Point.of("sweep", "nginx_plain", layout="models", load=0.5, seconds=2, cv=1.0, round=0)
     with pytest.raises(MissingError, match="model"):
         measured(point, tmp_path)

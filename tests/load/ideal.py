@@ -1,9 +1,9 @@
 # Copyright: (c) 2026, llm.cluster contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The ideal central queue, by simulation: what no balancer can do better without knowing the future.
+"""A central queue, by simulation, as a measure for balancers: first come, first served, without any time lost.
 
-One FIFO; whenever a slot becomes free it takes the oldest request that it may serve; a request that finds several free
-takes the fastest. No time passes between.
+Whenever a slot becomes free it takes the oldest request that it may serve; a request that finds several free takes the
+fastest. It is no bound: on slots of unequal speeds one that lets a request wait for a fast slot can be better.
 """
 
 from __future__ import annotations
@@ -33,15 +33,28 @@ class Arrival:
     model: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """wait: seconds from the arrival; by: the slot that it got."""
+
+    wait: float
+    by: Server
+
+
 def ideal(arrivals: Sequence[Arrival], servers: Sequence[Server]) -> list[float]:
     """Waits in seconds, in the order given, which must be that of arrival."""
+    return [served.wait for served in central(arrivals, servers)]
+
+
+def central(arrivals: Sequence[Arrival], servers: Sequence[Server]) -> list[Served]:
+    """Of each arrival, in the order given, which must be that of arrival. Each must have a slot that may serve it."""
     idle = set(range(len(servers)))
     busy: list[tuple[float, int]] = []  # until when, which
     queue: list[int] = []
-    waits = [0.0] * len(arrivals)
+    found: dict[int, Served] = {}
 
     def start(number: int, server: int, now: float) -> None:
-        waits[number] = now - arrivals[number].at
+        found[number] = Served(now - arrivals[number].at, servers[server])
         heapq.heappush(busy, (now + arrivals[number].work / servers[server].speed, server))
 
     def free_until(now: float) -> None:
@@ -65,4 +78,4 @@ def ideal(arrivals: Sequence[Arrival], servers: Sequence[Server]) -> list[float]
         else:
             queue.append(number)
     free_until(float("inf"))
-    return waits
+    return [found[number] for number in range(len(arrivals))]

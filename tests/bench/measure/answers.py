@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Iterable
 
 from bench.point import Figures
-from load.client import Result, share
+from load.client import Ask, Result, share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,23 +60,54 @@ def spread(name: str, values: list[float], unit: str = "s") -> Figures:
     }
 
 
-def summary(results: list[Result]) -> Figures:
-    """Of a whole load. Rates count from the first moment due to the last answer."""
-    good = [result for result in results if result.ok]
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """The part of a load that is looked at, by the clock that results are dated with; else all of it, to its end."""
+
+    begin: float
+    end: float
+
+    @classmethod
+    def of(cls, results: list[Result], asks: list[Ask], begin: float, end: float) -> Window:
+        """begin, end: seconds from the load's own beginning, as the asks' dues."""
+        dues = {ask.tag: ask.due for ask in asks}
+        zero = min((result.due - dues[result.tag] for result in results), default=0.0)
+        return cls(zero + begin, zero + end)
+
+    def due(self, results: list[Result]) -> list[Result]:
+        """Those that were due within it."""
+        return [result for result in results if self.begin <= result.due < self.end]
+
+    def ended(self, results: list[Result]) -> list[Result]:
+        """Those that had their answer, or failed, within it."""
+        return [result for result in results if self.begin <= result.due + result.total < self.end]
+
+
+def whole(results: list[Result]) -> Window:
+    """From the first moment due to beyond the last answer."""
+    begin = min((result.due for result in results), default=0.0)
+    end = max((result.due + result.total for result in results), default=0.0)
+    return Window(begin, math.nextafter(end, math.inf))
+
+
+def summary(results: list[Result], window: Window | None = None) -> Figures:
+    """Failures are those of the whole load; times are of what was due within the window, rates of what ended there."""
+    window = window or whole(results)
     bad = [result for result in results if not result.ok]
-    ends = [result.due + result.total for result in results]
-    span = max(ends) - min(result.due for result in results) if results else 0.0
-    fine = sum(map(OBJECTIVE.met, results))
+    looked = window.due(results)
+    good = [result for result in looked if result.ok]
+    ended = window.ended(results)
+    span = window.end - window.begin
     return {
         "requests": len(results),
         "failed": len(bad),
-        "failed_percent": 100 * len(bad) / max(1, len(results)),
         "truncated_told": sum(broken(r) and r.ending == "error_event" for r in bad),
         "truncated_silent": sum(broken(r) and r.ending == "silent" for r in bad),
         "errors": kinds(results),
-        "answered_per_s": len(good) / span if span else 0.0,
-        "goodput_per_s": fine / span if span else 0.0,
-        "goodput_percent": 100 * fine / max(1, len(results)),
+        "late_p99_ms": 1000 * share([result.late for result in results], 0.99),
+        "answered_per_s": sum(r.ok for r in ended) / span if span else 0.0,
+        "goodput_per_s": sum(map(OBJECTIVE.met, ended)) / span if span else 0.0,
+        "goodput_percent": 100 * sum(map(OBJECTIVE.met, looked)) / max(1, len(looked)),
         **spread("ttft", [r.token for r in good]),
         **spread("e2e", [r.total for r in good]),
         **spread("gap", [gap for r in good for gap in r.gaps], "ms"),

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 
@@ -22,3 +23,14 @@ def bursty(rate: float, cv: float, seed: int) -> Iterator[float]:
     while True:
         at += source.gammavariate(shape, 1 / (rate * shape))
         yield at
+
+
+def within(seconds: float, count: int, seed: int, cv: float = 1.0) -> list[float]:
+    """So many moments of such a process, stretched so that they take just these seconds.
+
+    As the seed leaves them they end a few percent too early or too late, and the load would be as far from what it is
+    called. The gap that would follow the last one counts, as a mean one.
+    """
+    moments = list(itertools.islice(bursty(count / seconds, cv, seed), count))
+    stretch = seconds * count / (count + 1) / moments[-1]
+    return [at * stretch for at in moments]

@@ -4,16 +4,18 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 
 from bench.workload import scale
-from bench.workload.arrivals import poisson
+from bench.workload.amount import amount
+from bench.workload.arrivals import within
+from bench.workload.layouts import capacity
 from bench.workload.lengths import ANSWER
 from bench.workload.questions import text, work
 from load.client import Ask
-from simulated.fleet import prompt_of
+from simulated.fleet import Spec, prompt_of
 
+SHORTER = 2  # answers than in the other scenarios, as a chat's turns must fit into a run
 SYSTEM = "You are of help. " * 60  # all share it, so it must not decide
 
 
@@ -22,7 +24,7 @@ def conversation(number: int, turns: int, source: random.Random) -> list[Ask]:
     messages: list[dict[str, str]] = [{"role": "system", "content": SYSTEM}]
     asks: list[Ask] = []
     for turn in range(turns):
-        tokens = max(1, round(ANSWER.draw(source) / scale.ANSWER / 2))
+        tokens = max(1, round(ANSWER.draw(source) / scale.ANSWER / SHORTER))
         name = f"c{number}.{turn}"
         messages = [*messages, {"role": "user", "content": f"{name} {text(source.randint(500, 1500), source)}"}]
         body = {"model": "m", "stream": True, "max_tokens": tokens, "messages": messages}
@@ -32,32 +34,22 @@ def conversation(number: int, turns: int, source: random.Random) -> list[Ask]:
     return asks
 
 
-def conversations(  # noqa: PLR0917 a load has that many sides
-    load: float, capacity: float, seconds: float, turns: int, seed: int, prefill: float
-) -> list[Ask]:
-    """Chats that begin as a Poisson process; without any cache they would keep this share of the capacity busy.
+def conversations(load: float, specs: list[Spec], seconds: float, turns: int, seed: int) -> list[Ask]:
+    """Chats that begin as a Poisson process; without any cache they would keep this share of the engines' slots busy.
 
-    prefill: how many times longer than scale.PREFILL the engines read.
+    The engines read at one pace and answer at one pace, whatever their speeds; only chats' beginnings are within the
+    seconds, and their turns come as fast as they are answered.
     """
-    source = random.Random(seed)
+    source, one = random.Random(seed), specs[0]
 
     def cost(asks: list[Ask]) -> float:
-        extra = (prefill - 1) * scale.PREFILL / 1000
-        return sum(work(ask) + extra * len(prompt_of(ask.body)) for ask in asks)
+        return sum(work(ask, one.prefill, one.gap) for ask in asks)
 
-    chats = [conversation(number, turns, source) for number in range(20)]
-    while True:
-        rate = load * capacity / (sum(map(cost, chats)) / len(chats))
-        if len(chats) >= rate * seconds:
-            del chats[max(1, round(rate * seconds)) :]
-            break
-        chats += [
-            conversation(len(chats) + i, turns, source) for i in range(max(1, round(rate * seconds) - len(chats)))
-        ]
-    for asks, due in zip(chats, itertools.islice(poisson(rate, seed), len(chats)), strict=True):
+    chats = amount(load * capacity(specs) * seconds, lambda number: conversation(number, turns, source), cost)
+    for asks, due in zip(chats, within(seconds, len(chats), seed), strict=True):
         for ask in asks:
             ask.due = due
-    return sorted((ask for asks in chats for ask in asks), key=lambda ask: ask.due)
+    return [ask for asks in chats for ask in asks]
 
 
 def reusable(asks: list[Ask]) -> dict[str, int]:

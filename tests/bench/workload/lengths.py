@@ -5,10 +5,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import random
+from statistics import NormalDist
 
-NORMAL_P90 = 1.2815515655446004  # of the standard normal distribution
+NORMAL = NormalDist()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,9 +21,19 @@ class Lengths:
     p90: float
     most: float
 
+    @functools.cached_property
+    def normal(self) -> NormalDist:
+        """Of the logarithms before the cut, so that the quantiles are right after it."""
+        kept = 1.0  # part of the draws that is not beyond `most`
+        for _ in range(50):
+            low, high = NORMAL.inv_cdf(0.5 * kept), NORMAL.inv_cdf(0.9 * kept)
+            sigma = math.log(self.p90 / self.p50) / (high - low)
+            found = NormalDist(math.log(self.p50) - sigma * low, sigma)
+            kept = found.cdf(math.log(self.most))
+        return found
+
     def draw(self, source: random.Random) -> int:
-        sigma = math.log(self.p90 / self.p50) / NORMAL_P90
-        while (length := source.lognormvariate(math.log(self.p50), sigma)) > self.most:
+        while (length := source.lognormvariate(self.normal.mean, self.normal.stdev)) > self.most:
             pass
         return max(1, round(length))
 

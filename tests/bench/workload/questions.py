@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Sequence
 
 from bench.workload import scale
-from bench.workload.arrivals import bursty
+from bench.workload.amount import amount
+from bench.workload.arrivals import within
 from bench.workload.lengths import ANSWER, PROMPT
 from load.client import Ask
 from simulated.fleet import prompt_of
@@ -28,9 +28,9 @@ def question(name: str, source: random.Random, model: str = "m", stream: bool = 
     return Ask(0.0, body, tag=name)
 
 
-def work(ask: Ask) -> float:
-    """Seconds that it takes on an engine of speed 1 with nothing in its cache."""
-    return scale.service(len(prompt_of(ask.body)), ask.body["max_tokens"])
+def work(ask: Ask, prefill: float = scale.PREFILL, gap: float = scale.GAP) -> float:
+    """Seconds that it takes on an engine of speed 1 with nothing in its cache. prefill, gap: that engine's."""
+    return scale.service(len(prompt_of(ask.body)), ask.body["max_tokens"], prefill, gap)
 
 
 def questions(  # noqa: PLR0917 a load has that many sides
@@ -45,22 +45,16 @@ def questions(  # noqa: PLR0917 a load has that many sides
     """As many as keep this share of the capacity (slots of speed 1) busy for these seconds.
 
     cv: of the gaps between them. models: with the share of the questions that is for each. streams: share of them.
-    The mean work is that of the very questions asked, so the load is exact in work, and random in time only.
+    The load is exact, in the work of the very questions asked and in the time in which they come.
     """
     source = random.Random(seed)
-    # How many are needed is known once their work is.
-    count = 50
-    asks: list[Ask] = []
-    while True:
-        names = [name for name, _ in models]
-        while len(asks) < count:
-            model = source.choices(names, [part for _, part in models])[0]
-            asks.append(question(f"q{len(asks)}", source, model, source.random() < streams))
-        rate = load * capacity / (sum(work(ask) for ask in asks) / len(asks))
-        if count >= rate * seconds:
-            del asks[max(1, round(rate * seconds)) :]
-            break
-        count = round(rate * seconds) + 1
-    for ask, due in zip(asks, itertools.islice(bursty(rate, cv, seed), len(asks)), strict=True):
+    names, parts = zip(*models, strict=True)
+
+    def draw(number: int) -> Ask:
+        model = source.choices(names, parts)[0]
+        return question(f"q{number}", source, model, source.random() < streams)
+
+    asks = amount(load * capacity * seconds, draw, work)
+    for ask, due in zip(asks, within(seconds, len(asks), seed, cv), strict=True):
         ask.due = due
     return asks

@@ -10,6 +10,9 @@ PREFILL = 0.02  # seconds per 1,000 characters that the cache doesn't hold: 12,5
 GAP = 0.025  # seconds between simulated tokens: 320 of the trace's tokens per second
 
 
-def service(characters: float, tokens: float) -> float:
-    """Seconds that a request of this size takes on an engine of speed 1 with nothing in its cache."""
-    return PREFILL * characters / 1000 + GAP * (tokens - 1)
+def service(characters: float, tokens: float, prefill: float = PREFILL, gap: float = GAP) -> float:
+    """Seconds that a request of this size takes on an engine of speed 1 with nothing in its cache.
+
+    prefill: that engine's seconds per 1,000 characters. gap: its seconds between tokens.
+    """
+    return prefill * characters / 1000 + gap * (tokens - 1)
