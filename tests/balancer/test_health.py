@@ -601,7 +601,7 @@ def test_whole_answers_tell_the_speed_too(balancer: Balancer, engine: MakeEngine
 
 def may_open(worker: int, files: int) -> None:
     """Bound the files of a process, as its own user may."""
-    owner = os.stat(f"/proc/{worker}")
+    owner = pathlib.Path(f"/proc/{worker}").stat()
     who = ["setpriv", f"--reuid={owner.st_uid}", f"--regid={owner.st_gid}", "--clear-groups"]
     subprocess.run([*who, "prlimit", f"--pid={worker}", f"--nofile={files}:"], check=True)
 
@@ -616,9 +616,9 @@ def test_a_worker_that_has_no_files_left_blames_no_peer(engine: MakeEngine) -> N
         client = balancer.connection()
         stack.callback(client.close)
         client.connect()
-        wait_for(lambda: balancer.answers())
+        wait_for(balancer.answers)
         time.sleep(0.2)
-        may_open(worker, len(os.listdir(f"/proc/{worker}/fd")))
+        may_open(worker, len(list(pathlib.Path(f"/proc/{worker}/fd").iterdir())))
         began = time.monotonic()
         threading.Timer(1, may_open, (worker, 512)).start()
         body = json.dumps({"model": "m"})
