@@ -165,15 +165,21 @@ def lua_state(root: Path, directory: Path, files: dict[str, str]) -> dict[str, A
     return {"intact": present == files, "others": [str(path) for path in others]}
 
 
+def in_one_spelling(name: str) -> str:
+    """Return a DNS name or an address so that equal ones are equal texts: an IPv6 address has many spellings."""
+    try:
+        return str(ipaddress.ip_address(name))
+    except ValueError:
+        return name.lower()
+
+
 def certificate_names(text: str) -> list[str]:
     """Return the names and addresses in what `openssl x509 -ext subjectAltName` prints."""
     found = []
     for part in re.split(r"[,\n]", text):
         kind, _colon, value = part.strip().partition(":")
-        if kind == "DNS":
-            found.append(value.lower())
-        elif kind == "IP Address":
-            found.append(str(ipaddress.ip_address(value)))
+        if kind in ("DNS", "IP Address"):
+            found.append(in_one_spelling(value))
     return sorted(set(found))
 
 
@@ -189,7 +195,7 @@ def certificate_problem(path: Path, key: Path, names: list[str], renew_before: i
     if subprocess.run(remaining, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode != 0:
         return "it ends soon"
     found = certificate_names(output("openssl", "x509", "-in", str(path), "-noout", "-ext", "subjectAltName") or "")
-    if found != sorted({name.lower() for name in names}):
+    if found != sorted({in_one_spelling(name) for name in names}):
         return "it is for other names: " + ", ".join(found)
     return ""
 

@@ -194,6 +194,7 @@ def test_self_signed_certificate(tmp_path: Path) -> None:
     assert problem(names) == "there is none yet"
     assert sign("30", *names) == certificate.read_text()
     assert problem(names) == ""
+    assert problem(["balancer", "10.0.0.1", "FD00:0::0001"]) == "", "the same names in another spelling"
     assert problem([*names, "other"]).startswith("it is for other names: 10.0.0.1")
     assert problem(names, renew_before=86400 * 31) == "it ends soon"
     assert key.stat().st_mode & 0o777 == 0o600
