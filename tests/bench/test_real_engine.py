@@ -7,8 +7,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from bench.point import Point, Row
-from bench.real import calibration, chats
+from bench.point import Figures, Point, Row
+from bench.real import calibration, chats, replay
 from bench.report import plots
 from bench.scenarios import real_engine
 from load.client import Ask, Result
@@ -49,8 +49,9 @@ def test_the_simulated_engine_is_measured_where_it_is_off_most() -> None:
 
 def test_both_policies_take_turns_whoever_else_takes_part() -> None:
     turns = ["affinity", "least_busy"]
-    assert [point.system for point in real_engine.points(False, ["haproxy"])] == ["direct", "direct", *turns]
-    assert [point.system for point in real_engine.points(True, [])] == ["direct", "direct", *turns, *turns]
+    alone = ["direct"] * 3
+    assert [point.system for point in real_engine.points(False, ["haproxy"])] == [*alone, *turns]
+    assert [point.system for point in real_engine.points(True, [])] == [*alone, *turns, *turns]
 
 
 def test_the_page_shows_both_curves_and_the_gain() -> None:
@@ -60,11 +61,24 @@ def test_the_page_shows_both_curves_and_the_gain() -> None:
         for name, mean in (("affinity", 1.0), ("least_busy", 2.0))
     ]
     curve = json.dumps([{"tokens": 32, "real_ms": 400.0, "simulated_ms": 401.0}])
-    rows.append(Row(Point.of("real_engine", "direct", part="prefill"), {"curve": curve}))
+    rows.append(Row(Point.of("real_engine", "direct", part="prefill"), {"curve": curve, "most_apart_percent": 7.4}))
     text = real_engine.section(rows)
     assert "50 % sooner" in text
     assert "| 32 | 400 ms | 401 ms |" in text
+    assert "At most 7 % off." in text
     assert "50 % sooner" not in real_engine.section(rows[:1])
+
+
+def test_the_simulated_engine_is_fitted_by_a_straight_line() -> None:
+    assert calibration.straight((100, 0.3), (1100, 2.3)) == (pytest.approx(0.1), pytest.approx(0.002))
+    assert calibration.straight((100, 0.1), (200, 0.3))[0] == 0
+
+
+def test_the_page_shows_what_each_engine_held() -> None:
+    names = ("held_part", "ttft_mean_s", "later_ttft_mean_s")
+    figures: Figures = {f"{engine}_{name}": 0.5 for engine in ("real", *replay.CACHES) for name in names}
+    text = real_engine.section([Row(Point.of("real_engine", "direct", part="replay"), figures)])
+    assert "| simulated, slot | 50 % | 0.50 s | 0.50 s |" in text
 
 
 def test_both_curves_make_a_plot() -> None:

@@ -42,14 +42,12 @@ def prefill(folder: Path) -> Figures:
     tokens = {count: int((real[count][0].usage or {})["prompt_tokens"]) for count in LENGTHS}
     seconds = {count: statistics.median(r.token for r in real[count]) for count in LENGTHS}
     length = {count: statistics.median(len(prompt_of(body)) for body in bodies[count]) for count in LENGTHS}
-    least, most = min(LENGTHS), max(LENGTHS)
-    each = (seconds[most] - seconds[least]) / (length[most] - length[least])
-    spec = Spec("sim", "127.0.0.1", free_port(), SLOTS, [MODEL], prefill=each * 1000)
-    spec.first = max(0.0, seconds[least] - each * length[least])
+    first, each = straight(*((length[count], seconds[count]) for count in (min(LENGTHS), max(LENGTHS))))
+    spec = Spec("sim", "127.0.0.1", free_port(), SLOTS, [MODEL], first=first, prefill=each * 1000)
     with_simulated = simulate(spec, bodies)
     simulated = {count: statistics.median(r.token for r in with_simulated[count]) for count in LENGTHS}
     curve = [{"tokens": tokens[n], "real_ms": seconds[n] * 1000, "simulated_ms": simulated[n] * 1000} for n in LENGTHS]
-    return {"curve": rounded(curve), "real_ms_per_token": 1000 * each * length[most] / tokens[most], **apart(curve)}
+    return {"curve": rounded(curve), **apart(curve)}
 
 
 def decode(folder: Path) -> Figures:
@@ -72,7 +70,13 @@ def decode(folder: Path) -> Figures:
         }
         for count in STREAMS
     ]
-    return {"curve": rounded(curve), "gap_ms": gap * 1000, **apart(curve)}
+    return {"curve": rounded(curve), **apart(curve)}
+
+
+def straight(short: tuple[float, float], long: tuple[float, float]) -> tuple[float, float]:
+    """The line through two points (characters, seconds to the first token): seconds at none, and of a character."""
+    each = (long[1] - short[1]) / (long[0] - short[0])
+    return max(0.0, short[1] - each * short[0]), each
 
 
 def ask_all(port: int, bodies: list[dict[str, Any]], streams: int = 1) -> list[Result]:

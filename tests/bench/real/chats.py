@@ -19,7 +19,7 @@ TOKENS = 16
 SECONDS = 240
 
 
-def conversations(seed: int) -> list[Ask]:
+def conversations(seed: int, count: int = CHATS, turns: int = TURNS, rate: float = RATE) -> list[Ask]:
     """Each turn sends all that was said and 60 to 200 words more, a moment after the answer to the one before.
 
     What the assistant is said to have said is not what it did say, so its answers are never held by a cache.
@@ -27,9 +27,9 @@ def conversations(seed: int) -> list[Ask]:
     source = random.Random(seed)
     system = {"role": "system", "content": words(random.Random(0), 40)}  # all share it, so it must not decide
     asks = []
-    for number, due in enumerate(poisson(RATE, CHATS, seed)):
+    for number, due in enumerate(poisson(rate, count, seed)):
         messages, before = [system], None
-        for turn in range(TURNS):
+        for turn in range(turns):
             messages = [*messages, {"role": "user", "content": words(source, source.randint(60, 200))}]
             before = Ask(due, chat(messages, TOKENS), f"{number}.{turn}", after=before, think=source.uniform(0.5, 2))
             asks.append(before)

@@ -8,28 +8,29 @@ import json
 from pathlib import Path
 
 from bench.point import Figures, Point, Row
-from bench.real import calibration, chats
+from bench.real import calibration, chats, replay
 from bench.systems.base import System
 
 TITLE = "A real engine: llama.cpp"
 SEEDS = (1, 2)
 POLICIES = ("affinity", "least_busy")
 CURVES = {"prefill": calibration.prefill, "decode": calibration.decode}
+ALONE = {**CURVES, "replay": replay.measure}
 
 
 def points(full: bool, systems: list[str]) -> list[Point]:
-    """The curves need no system, so theirs is direct. The two policies are compared with each other, whoever else takes
-    part; the short form has the chats once."""
+    """What looks at engines alone needs no system, so its is direct. The two policies are compared with each other,
+    whoever else takes part; the short form has the chats once."""
     del systems
-    curves = [Point.of("real_engine", "direct", part=part) for part in CURVES]
+    alone = [Point.of("real_engine", "direct", part=part) for part in ALONE]
     seeds = SEEDS if full else SEEDS[:1]
-    return curves + [Point.of("real_engine", name, part="chats", seed=seed) for seed in seeds for name in POLICIES]
+    return alone + [Point.of("real_engine", name, part="chats", seed=seed) for seed in seeds for name in POLICIES]
 
 
 def run(point: Point, system: System, folder: Path) -> Figures:
     part = point.get("part")
-    if part in CURVES:
-        return CURVES[part](folder)
+    if part in ALONE:
+        return ALONE[part](folder)
     return chats.measure(system, int(point.get("seed")), folder)
 
 
@@ -45,13 +46,21 @@ as llama.cpp itself reports (`usage.prompt_tokens_details.cached_tokens`).
 CALIBRATION = f"""\
 **The simulated engine beside the real one**: the same requests to both, one engine with {calibration.SLOTS} slots
 and {calibration.THREADS} threads. The simulated one is fitted to the ends of the first curve and to one stream of
-the second.
+the second. How far it is off at most stands below each table.
+"""
+REPLAY = f"""\
+**Chats, one engine alone**: the same {replay.CHATS} chats of {replay.TURNS} turns to llama.cpp as the role sets it up
+({replay.SLOTS} slots, and a cache in memory for what they held before) and to the simulated engine with either cache:
+*shared* by all slots, least recently used; or each *slot* holding what it did last, as with Ollama, and with llama.cpp
+without its cache in memory. The simulated one is fitted to lone requests.
 """
 
 
 def section(rows: list[Row]) -> str:
     turns = [row for row in rows if row.get("part") == "chats"]
     curves = {str(row.get("part")): json.loads(str(row.get("curve"))) for row in rows if row.get("part") in CURVES}
+    apart = {str(row.get("part")): row.get("most_apart_percent") for row in rows if row.get("part") in CURVES}
+    replays = [row for row in rows if row.get("part") == "replay"]
     lines = [HOW]
     if turns:
         lines += _chats(turns)
@@ -64,18 +73,34 @@ def section(rows: list[Row]) -> str:
         lines += [
             f"| {p['tokens']:.0f} | {p['real_ms']:.0f} ms | {p['simulated_ms']:.0f} ms |" for p in curves["prefill"]
         ]
+        lines += _off(apart["prefill"])
     if "decode" in curves:
         lines += ["", "| streams at once | tokens per second of each, real | simulated |", "|--:|--:|--:|"]
         lines += [
             f"| {p['streams']:.0f} | {p['real_tokens_per_s']:.1f} | {p['simulated_tokens_per_s']:.1f} |"
             for p in curves["decode"]
         ]
+        lines += _off(apart["decode"])
         lines += [
             "",
             "A simulated engine's streams do not slow each other down; on a real one they share its cores. So in the "
             "other scenarios a node's slots are as good as that many nodes with one slot.",
         ]
+    if replays:
+        lines += ["", REPLAY, *_replay(replays[-1])]
     return "\n".join(lines) + "\n"
+
+
+def _off(percent: float | None) -> list[str]:
+    return [] if percent is None else ["", f"At most {percent:.0f} % off."]
+
+
+def _replay(row: Row) -> list[str]:
+    lines = ["| engine | held | first token, mean | later turns, mean |", "|---|--:|--:|--:|"]
+    for engine, said in (("real", "llama.cpp"), ("shared", "simulated, shared"), ("slot", "simulated, slot")):
+        held, first, later = (row.get(f"{engine}_{name}") for name in ("held_part", "ttft_mean_s", "later_ttft_mean_s"))
+        lines.append(f"| {said} | {held * 100:.0f} % | {first:.2f} s | {later:.2f} s |")
+    return lines
 
 
 def _chats(rows: list[Row]) -> list[str]:

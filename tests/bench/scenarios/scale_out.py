@@ -12,7 +12,7 @@ from bench.measure import engines
 from bench.point import Figures, Point, Row
 from bench.report.tables import label, order, plain, say
 from bench.rig import nodes, rig
-from bench.scenarios import balancers
+from bench.scenarios import balancers, keepers
 from bench.systems import System
 from bench.workload import scale
 from bench.workload.closed import users
@@ -21,10 +21,13 @@ from load.client import Ask, Load
 
 TITLE = "More nodes"
 SLOTS = 4
+SLOWER = 2  # reading a prompt, than in the sweep: a model with long prompts
+TOKENS = 8  # of an answer
 NODES = (1, 2, 3, 6, 12)
 PROMPTS = 48  # long documents that are asked about again and again, in the part with caches
 DOCUMENT = 8192  # characters: 32 blocks of a cache
 CACHE = 24 * 32  # blocks: one node holds half of the documents, three hold them all
+READING = 1 / (1 + scale.GAP * (TOKENS - 1) / (SLOWER * scale.PREFILL * DOCUMENT / 1000))  # of a request's time
 
 
 def points(full: bool, systems: list[str]) -> list[Point]:
@@ -34,7 +37,7 @@ def points(full: bool, systems: list[str]) -> list[Point]:
         Point.of("scale_out", name, work=work, nodes=count, seconds=20)
         for work in ("questions", "documents")
         for count in NODES
-        for name in balancers(systems)
+        for name in (keepers if work == "documents" else balancers)(systems)
     ]
 
 
@@ -45,11 +48,16 @@ def run(point: Point, system: System, folder: Path) -> Figures:
     def make(name: str) -> Ask:
         first = source.choice(texts) if documents else text(DOCUMENT, source)
         messages = [{"role": "user", "content": first}, {"role": "user", "content": f"{name} and why?"}]
-        body = {"model": "m", "stream": True, "max_tokens": 8, "messages": messages}
+        body = {"model": "m", "stream": True, "max_tokens": TOKENS, "messages": messages}
         return Ask(0.0, body, tag=name)
 
     specs = nodes(
-        point.get("nodes"), 75, slots=SLOTS, prefill=2 * scale.PREFILL, gap=scale.GAP, cache_blocks=CACHE * documents
+        point.get("nodes"),
+        75,
+        slots=SLOTS,
+        prefill=SLOWER * scale.PREFILL,
+        gap=scale.GAP,
+        cache_blocks=CACHE * documents,
     )
     seconds = point.get("seconds")
     with rig(system, specs, folder) as here:
@@ -74,8 +82,13 @@ def rate(load: Load, begin: float, end: float) -> float:
 
 HOW = f"""\
 Nodes with {SLOTS} slots and half as many users again as there are slots, who ask again as soon as they have their
-answer. *Questions* share nothing. *Documents*: each question is about one of {PROMPTS} long documents, of which a
-node's cache holds half; with more nodes the caches add up, if a document is always asked about where it is.
+answer (a closed loop); the first fifth of the time does not count. A prompt has {DOCUMENT:,} characters, an answer
+{TOKENS} simulated tokens, {scale.GAP * 1000:.0f} ms apart as in the sweep; a prompt is read at 1/{SLOWER} of the speed
+there, {1000 / scale.CHARACTERS / scale.PREFILL / SLOWER:,.0f} tokens/s: {READING * 100:.0f} % of the time of a request
+that no cache holds anything of.
+
+*Questions* share nothing. *Documents*: each question is about one of {PROMPTS} long documents, of which a node's cache
+holds half; with more nodes the caches add up, if a document is always asked about where it is.
 """
 
 
