@@ -130,6 +130,7 @@ def lines(rows: list[Row]) -> str:
         ("p99", "e2e_p99_s"),
         ("gap between tokens p99, ms", "gap_p99_ms"),
         ("goodput, %", "goodput_percent"),
+        ("processor time of the system per request, ms", "cpu_ms_per_request"),
         ("cut (silently)", cut),
         ("failed", "failed"),
         ("of requests", "requests"),
