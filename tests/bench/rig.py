@@ -13,6 +13,7 @@ from pathlib import Path
 
 from balancer.harness import free_port
 from bench.measure import engines
+from bench.measure.answers import kinds
 from bench.scenarios import MissingError
 from bench.systems import Peer, System, running
 from load.client import Ask, Load, Result
@@ -20,6 +21,7 @@ from load.processor import processor_time
 from simulated.fleet import Process, Spec
 
 WARM = 20  # requests
+WARM_ROUNDS = 3
 
 
 @dataclasses.dataclass
@@ -39,13 +41,21 @@ class Rig:
         return load.results
 
     def warm_up(self) -> None:
-        """Some load what they need with their first requests only: that is not what is measured."""
+        """Some load what they need with their first requests only: that is not what is measured.
+
+        :raises RuntimeError: when in no round all were answered
+        """
         body = {"model": self.specs[0].models[0], "max_tokens": 2}
         asks = [
             Ask(0.05 * i, {**body, "stream": i % 2 == 0, "messages": [{"role": "user", "content": f"w{i} warm up"}]})
             for i in range(WARM)
         ]
-        self.ask(asks, timeout=30)
+        for _ in range(WARM_ROUNDS):
+            results = self.ask(asks, timeout=30)
+            if all(result.ok for result in results):
+                break
+        else:
+            raise RuntimeError(f"{self.system.name} does not answer as it should, not even alone: {kinds(results)}")
         for process in self.processes:
             process.report(forget=True)
 

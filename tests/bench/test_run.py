@@ -176,7 +176,7 @@ def invented(point: Point) -> Figures:
     return {**dict.fromkeys(names, value), "failed": 0, "errors": "", "refused": "none", "timeline": timeline}
 
 
-OVERHEAD = ("_direct_p50_ms", "_direct_p99_ms", "_p50_ms", "_p99_ms", "_per_s", "_cpu_ms", "_bad")
+OVERHEAD = ("_direct_p50_ms", "_direct_per_s", "_direct_p99_ms", "_p50_ms", "_p99_ms", "_per_s", "_cpu_ms", "_bad")
 # These two say something about real programs, and have tests of their own.
 OWN = {"real_engine", "provisioning"}
 

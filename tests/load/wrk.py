@@ -35,6 +35,18 @@ def missing() -> str:
     return "" if shutil.which("wrk") else "wrk is not installed: apt install wrk"
 
 
+def warm_up(place: tuple[str, int], folder: Path, tries: int = 5) -> None:
+    """Seconds that are not measured: some load what they need with their first requests only.
+
+    :raises RuntimeError: when in none of them all requests were answered
+    """
+    for _ in range(tries):
+        seen = wrk(place, folder, 1024, 1, 1)
+        if seen.requests and not seen.bad:
+            return
+    raise RuntimeError(f"nothing answers as it should: {seen.bad} of {seen.requests} requests failed")
+
+
 def wrk(place: tuple[str, int], folder: Path, size: int, connections: int, seconds: float) -> Measured:
     """Ask chat completions of this many bytes at (address, port), as fast as the answers come."""
     script = folder / f"{size}.lua"

@@ -10,12 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from balancer.harness import free_port
+from bench.measure.lateness import BOUND
 from bench.point import Figures, Point, Row
-from bench.report.tables import table
+from bench.report.tables import plain, say, table
 from bench.rig import nodes, rig
+from bench.scenarios import streams
 from bench.systems import System
+from bench.workload import layouts
 from bench.workload.closed import users
-from bench.workload.questions import question
+from bench.workload.questions import question, questions
 from load import wrk
 from load.client import Ask, Load, chat
 from load.stub import Stub
@@ -63,11 +66,26 @@ def answered_per_s(place: tuple[str, int], seconds: float, make: Callable[[str],
     return sum(r.ok for r in load.results) / (max(r.due + r.total for r in load.results) - load.began)
 
 
-HOW = """\
+HOW = f"""\
 With nothing between them and what answers, 32 at a time. The client in Python (asyncio, one process) makes the
-loads of questions and streams below; it must stay far from its limit there. It cannot get a balancer to its limit:
+loads of questions and streams below; it must stay far from its limit there. In each measurement it also notes how late
+it sent what was due, and more than {BOUND:g} ms (p99) is said on this page. It cannot get a balancer to its limit:
 wherever throughput and added latency are measured, that is done with wrk.
 """
+
+
+def demands() -> list[list[str]]:
+    """What the heaviest loads ask of it: the scenario, requests/s, tokens/s."""
+    seconds, load = 60, 0.95
+    fleets = {layout: layouts.capacity(layouts.engines(layout, 70)) for layout in layouts.NODES}
+    layout = max(fleets, key=lambda each: fleets[each])
+    asks = questions(load, fleets[layout], seconds, seed=70)
+    tokens = sum(ask.body["max_tokens"] for ask in asks)
+    most = max(streams.COUNTS)
+    return [
+        [f"{streams.TITLE}: {most} of them, one token each {streams.GAP:g} s", "-", say(most / streams.GAP)],
+        [f"Load: {load} of {layout} nodes", say(len(asks) / seconds), say(tokens / seconds)],
+    ]
 
 
 def section(rows: list[Row]) -> str:
@@ -80,4 +98,6 @@ def section(rows: list[Row]) -> str:
             ("tokens of streams/s, client in Python (with the simulated engine's own work)", "tokens_per_s"),
             ("plain answers/s, wrk", "wrk_per_s"),
         )
+        + "\nBeside it, what the heaviest of the loads below ask of it:\n\n"
+        + plain(["load", "answers/s", "tokens/s"], demands())
     )

@@ -16,8 +16,8 @@ from bench.systems.base import ANSWER_SECONDS, QUEUE_SECONDS, WORKERS, Peer, Pro
 # tries a request on another server if its body is still in the buffer, so that is as large as bodies are here;
 # http-reuse always is safe with retries on empty responses; observe with on-error takes a server out at the first
 # refused connection (without it leastconn goes on choosing the dead one, which has the fewest, until the retries are
-# used up: 503); shutdown-sessions ends what hangs on a server that was marked down (without it requests wait on a hung
-# engine for the whole `timeout server`); http-no-delay is for readers that wait for each small piece, as of a stream.
+# used up: 503). Not shutdown-sessions with it, which would end the session whose refused connection marked the server
+# down before that is tried elsewhere. http-no-delay is for readers that wait for each small piece, as of a stream.
 CONFIGURATION = """
 global
     maxconn 8000
@@ -42,7 +42,6 @@ defaults
     option httpchk GET /health
     http-check expect status 200
     default-server check inter 2s fastinter 500ms fall 2 rise 2 observe layer4 error-limit 1 on-error mark-down
-    default-server on-marked-down shutdown-sessions
 
 frontend clients
     bind 127.0.0.1:{port} backlog 4096
@@ -58,9 +57,9 @@ CHOICE = """    option http-buffer-request
 class HAProxy(System):
     """All slots busy: requests wait in one queue per backend, first come, first served; 503 after the time.
 
-    A node dies: the first refused connection takes it out, which ends the one request that met it without an answer;
-    what the node had not begun to answer is tried elsewhere; a stream just ends. A node hangs: it is out after two
-    probes (4.5 s), and what waited on it is tried elsewhere.
+    A node dies: the first refused connection takes it out; what the node had not begun to answer is tried elsewhere;
+    a stream just ends. A node hangs: it gets no more requests after two probes (4.5 s); those that it has wait for the
+    whole time-out of an answer.
 
     Each group of peers that serve the same models is a backend; a peer that is in two groups has its slots in both, as
     servers of different backends cannot share a limit.
