@@ -225,14 +225,6 @@ def test_targets_that_are_missed_are_said_to_be(known: dict[str, Any]) -> None:
     assert verdicts["throughput: at least 50 times LiteLLM's, at every size"] == "not measured"
 
 
-def test_whoever_is_better_is_named(known: dict[str, Any]) -> None:
-    results = {name: rows(known, name) for name in known}
-    found = "\n".join(targets.wins(results))
-    # Invented figures grow from system to system: what should be high is higher with the others.
-    assert "requests/s, 16 kB, 32 connections" in found
-    assert "latency p50, 16 kB" not in found
-
-
 def test_a_point_that_fails_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks(*_: object) -> Figures:
         raise RuntimeError("the engine caught fire")

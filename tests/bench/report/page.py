@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from bench import scenarios
-from bench.report import targets
-from bench.report.tables import label, plain
+from bench.measure import lateness
+from bench.report import origin, targets, wins
+from bench.report.tables import label
 from bench.store import Record, rows
-from bench.systems import REGISTRY
 from bench.workload import scale
 
 HEAD = """\
@@ -31,49 +31,20 @@ READ_FIRST = f"""\
 - **The engines are simulated** (`tests/simulated/fleet.py`): exact slots, exact times, a prefix cache. They say nothing
   about real engines' speed. How near they come to llama.cpp is measured in the section on a real engine.
 - **Times are scaled** so that a run fits into minutes: {READS} tokens of a prompt are read per second, a simulated
-  token takes {scale.GAP * 1000:.0f} ms and stands for {scale.ANSWER} tokens of a real answer. A real fleet is
-  about ten times slower, so all waits are about ten times longer there, and what a balancer adds matters less.
-- **Warm**: each system answers 20 requests before anything is measured, as some load parts of themselves with the
-  first ones only.
-- **Open loop**: a request is sent when it is due, however those before it fare, and its times count from then. Nothing
-  is ever sent twice by the client.
+  token takes {scale.GAP * 1000:.0f} ms and stands for {scale.ANSWER} tokens of a real answer, unless a part says
+  otherwise (the chats do). A real fleet is about ten times slower, so all waits are about ten times longer there, and
+  what a balancer adds matters less.
+- **Warm**: before anything is measured each system must have answered 20 requests, or a second of wrk where wrk asks,
+  as some load parts of themselves with the first ones only.
+- **Open loop**, unless a part says otherwise: a request is sent when it is due, however those before it fare, and its
+  times count from then. *Closed loop* (wrk, and users who ask again once they have their answer) asks a slow system
+  less often, which flatters its p99. Nothing is ever sent twice by the client.
+- **Rounds**: what was measured several times, with other arrivals, is one line: the median of the rounds, and their
+  failures added up. Two systems are compared round by round, for in each both had the same arrivals.
 - Short runs have few requests: their p99 is the time of a handful. They find what is broken, not who leads by 5 %.
 """
 
 FULL = "\nWhat isn't measured here is measured by `make bench FULL=1`.\n"
-
-
-def machine(run: dict[str, Any]) -> str:
-    lines = [[name, value] for name, value in run["machine"].items() if value]
-    return plain(["machine", ""], lines)
-
-
-def systems(known: dict[str, Any]) -> str:
-    """All systems with their versions, settings and what they do when all is busy or a node dies."""
-    versions: dict[str, str] = {}
-    missing: dict[str, str] = {}
-    about: dict[str, str] = {}
-    for part in known.values():
-        versions |= part["run"]["versions"]
-        missing |= part["run"]["missing"]
-        about |= part["run"]["about"]
-    lines = []
-    for name in REGISTRY:
-        if name == "direct" or name not in {**versions, **missing}:
-            continue
-        version = versions.get(name) or f"not measured: {missing[name]}"
-        lines.append([label(name), version.replace("|", "/"), about.get(name, "").replace("|", "/")])
-    return plain(["system", "version", "what it does when all is busy, and when a node dies"], lines)
-
-
-def runs(known: dict[str, Any]) -> str:
-    """When and how each scenario was measured last."""
-    lines = [
-        [scenarios.load(name).TITLE, *(str(known[name]["run"][key]) for key in ("date", "form", "command", "revision"))]
-        for name in scenarios.names()
-        if name in known
-    ]
-    return plain(["part", "measured", "form", "command", "revision"], lines)
 
 
 def left_out(part: dict[str, Any]) -> str:
@@ -89,22 +60,17 @@ def left_out(part: dict[str, Any]) -> str:
 def page(known: dict[str, Any], notes: str = "") -> str:
     """notes: what people found and changed, with figures before and after; Markdown with headings of its own."""
     results = {name: rows(known, name) for name in scenarios.names() if name in known}
-    newest = max((part["run"] for part in known.values()), key=lambda run: run["date"])
-    better = targets.wins(results)
     out = [HEAD, READ_FIRST, "## Targets\n\n" + targets.section(results) + FULL]
-    out.append(
-        "## Where another is better\n\n"
-        "Than our default policy, by more than 5 %, in the same setting; whoever failed requests there is left out.\n\n"
-        + ("".join(f"- {line}\n" for line in better) if better else "Nowhere.\n")
-    )
+    out.append("## Where another is better\n\n" + wins.section(results))
     if notes:
         out.append(notes)
     for name, found in results.items():
         module = scenarios.load(name)
         text = module.section(found) if found else "Nothing could be measured.\n"
-        out.append(f"## {module.TITLE}\n\n{text}{left_out(known[name])}")
-    out.append("## The systems\n\n" + systems(known))
-    out.append("## Where and when\n\n" + machine(newest) + "\n" + runs(known))
+        late = "".join(f"\n- {line}" for line in lateness.flagged(found))
+        out.append(f"## {module.TITLE}\n\n{text}{late + chr(10) if late else ''}{left_out(known[name])}")
+    out.append("## The systems\n\n" + origin.systems(known))
+    out.append("## Where and when\n\n" + origin.machine(known) + "\n" + origin.runs(known))
     return "\n".join(out)
 
 

@@ -1,6 +1,9 @@
 # Copyright: (c) 2026, llm.cluster contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The page's plots, as SVG: to be read in black and white, too, so each system has a marker, a dash and a hatch."""
+"""The page's plots, as SVG: to be read in black and white, too, so each system has a marker, a dash and a hatch.
+
+Points are medians of their rounds, with the range of these beside them.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,19 @@ import matplotlib as mpl
 
 mpl.use("svg")
 
+from bench.measure import central
+from bench.measure.answers import OBJECTIVE
 from bench.measure.timeline import STEP
 from bench.point import Row
-from bench.report.tables import label, order
+from bench.report.failures import failures
+from bench.report.rounds import merged, rounds, spread_of
+from bench.report.tables import label, order, say
 from bench.scenarios.overhead import added
 from bench.workload.layouts import SAID
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 Results = Mapping[str, list[Row]]
 # colour, marker, dashes, hatch
@@ -28,6 +37,7 @@ STYLES: dict[str, tuple[str, str, Any, str]] = {
     "least_busy": ("#0072b2", "s", "--", "////"),
     "weighted_round_robin": ("#56b4e9", "D", ":", "...."),
     "haproxy": ("#d55e00", "^", "-.", "\\\\\\\\"),
+    "haproxy_hash": ("#8c2d04", ">", (0, (4, 1, 1, 1)), "\\\\.."),
     "nginx_plain": ("#009e73", "v", (0, (5, 1)), "xxxx"),
     "nginx_engine_queue": ("#66c2a5", "<", (0, (1, 1)), "++"),
     "litellm": ("#cc79a7", "P", (0, (3, 1, 1, 1)), "oo"),
@@ -93,31 +103,95 @@ def line(axes: Axes, system: str, points: list[tuple[float, float]]) -> None:
     axes.plot(xs, ys, color=colour, marker=marker, linestyle=dashes, label=label(system), markersize=5, linewidth=1.3)
 
 
-def explained(figure: Figure, axes: Axes) -> Figure:
+def measured(axes: Axes, system: str, rows: Sequence[Row], x: str, y: str) -> None:
+    """A line through the medians of the rounds, with their ranges. rows: of this system.
+
+    Where requests failed, the others' figures are no better for it: such points are hollow, and no line leads there.
+    """
+    colour, marker, _, _ = STYLES.get(system, OTHER)
+    whole: list[tuple[float, float]] = []
+    broken: list[tuple[float, float]] = []
+    for group in rounds(rows):
+        if spread := spread_of(group, y):
+            place = group[0].get(x)
+            (broken if any(failures(row) for row in group) else whole).append((place, spread[0]))
+            axes.vlines(place, spread[1], spread[2], color=colour, linewidth=0.8)
+    if whole:
+        line(axes, system, whole)
+    if broken:
+        name = label(system) + ": requests failed"
+        axes.plot(
+            *zip(*broken, strict=True), color=colour, marker=marker, markerfacecolor="white", linestyle="", label=name
+        )
+
+
+def plain_log(axis: Axis, subs: Sequence[float]) -> None:
+    """A logarithmic axis with numbers as people write them. subs: which of each power of ten are marked."""
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.minorticks_off()
+
+
+def grey(axes: Axes, name: str, points: Mapping[float, float]) -> None:
+    """What was asked for, or what is simulated: no system's."""
+    if points:
+        xs, ys = zip(*sorted(points.items()), strict=True)
+        axes.plot(xs, ys, color="#999999", linewidth=4, alpha=0.5, zorder=0, label=name)
+
+
+def explained(figure: Figure, *axes: Axes) -> Figure:
     """With a legend of these axes' lines below, where it hides none."""
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7)
+    shown = {name: handle for each in axes for handle, name in zip(*each.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=3, fontsize=7)
     return figure
 
 
-def bars(axes: Axes, names: list[str], values: list[float], text: str) -> None:
-    """Lying bars, the first at the top, with their figures."""
-    for place, (name, value) in enumerate(zip(names, values, strict=True)):
-        colour, _, _, hatch = STYLES.get(name, OTHER)
-        axes.barh(-place, value, color="white" if hatch else colour, edgecolor=colour, hatch=hatch, height=0.7)
-        axes.annotate(text.format(value), (value, -place), xytext=(3, 0), textcoords="offset points", va="center")
-    axes.set_yticks([-place for place in range(len(names))], [label(name) for name in names])
+def lying(axes: Axes, names: Sequence[str]) -> None:
+    """A line of its own for each system, the first at the top."""
+    axes.set_yticks([-place for place in range(len(names))], list(names))
+    axes.set_ylim(-len(names) + 0.4, 0.6)
+
+
+def bars(axes: Axes, groups: Sequence[Sequence[Row]], name: str, text: str) -> None:
+    """Lying bars from nought, with the medians of their rounds and the ranges of these. groups: rounds by system."""
+    for place, group in enumerate(groups):
+        colour, _, _, hatch = STYLES.get(group[0].system, OTHER)
+        middle, least, most = spread_of(group, name) or (0.0, 0.0, 0.0)
+        axes.barh(-place, middle, color="white" if hatch else colour, edgecolor=colour, hatch=hatch, height=0.7)
+        if most > least:
+            axes.hlines(-place, least, most, color="black", linewidth=1)
+            axes.plot([least, most], [-place, -place], color="black", marker="|", linestyle="", markersize=8)
+        said = text.format(middle)
+        if count := sum(map(failures, group)):
+            said += f" ({count:.0f} of {sum(row.get('requests') for row in group):,} failed)"
+        axes.annotate(said, (most, -place), xytext=(4, 0), textcoords="offset points", va="center")
+    lying(axes, [label(group[0].system) for group in groups])
     axes.grid(visible=False, axis="y")
-    axes.margins(x=0.18)
+    axes.margins(x=0.25)
+
+
+def dots(axes: Axes, names: Sequence[str], values: Sequence[float | None]) -> None:
+    """Points on a logarithmic axis, which has no nought for a bar to begin at; what it cannot show is said."""
+    axes.set_xscale("log")
+    plain_log(axes.xaxis, [1])
+    for place, (name, value) in enumerate(zip(names, values, strict=True)):
+        colour, marker, _, _ = STYLES.get(name, OTHER)
+        if value is None or value <= 0:
+            said = "not measured" if value is None else say(value)
+            axes.annotate(said, (0.02, -place), xycoords=axes.get_yaxis_transform(), va="center")
+            continue
+        axes.plot([value], [-place], color=colour, marker=marker, linestyle="", markersize=7)
+        axes.annotate(say(value), (value, -place), xytext=(6, 0), textcoords="offset points", va="center")
+    lying(axes, [label(name) for name in names])
+    axes.margins(x=0.25)
 
 
 def overhead(rows: list[Row]) -> Figure:
     figure, (left, right) = panels(2, 4.8, 0.9 + 0.36 * len(systems(rows)))
     by_name = {row.system: row for row in rows}
     names = systems(rows)
-    bars(left, names, [max(1e-3, added(by_name[name], "16kB_1", "p50") or 0) for name in names], "{:.2f}")
-    bars(right, names, [by_name[name].get("16kB_32_per_s") for name in names], "{:,.0f}")
-    for axes in (left, right):
-        axes.set_xscale("log")
+    dots(left, names, [added(by_name[name], "16kB_1", "p50") for name in names])
+    dots(right, names, [by_name[name].get("16kB_32_per_s") for name in names])
     left.set_xlabel("added latency p50, ms (16 kB, 1 connection)")
     right.set_xlabel("requests per second (16 kB, 32 connections)")
     right.set_yticklabels([])
@@ -128,30 +202,32 @@ def sweep(rows: list[Row], said: str) -> Figure:
     figure, (left, right) = panels(2)
     for name in systems(rows):
         mine = [row for row in rows if row.system == name]
-        waits = [(row.get("load"), row.get("wait_p99_s")) for row in mine if row.get("wait_p99_s")]
-        if waits:
-            line(left, name, waits)
-        line(right, name, [(row.get("load"), row.get("answered_per_s")) for row in mine])
-    best = [(r.get("load"), r.get("ideal_p99_s")) for r in rows if r.system == "affinity" and r.get("ideal_p99_s")]
-    if best:
-        xs, ys = zip(*sorted(best), strict=True)
-        left.plot(xs, ys, color="#999999", linewidth=4, alpha=0.5, zorder=0, label="ideal queue")
+        # A logarithmic axis has no place for those that did not wait.
+        measured(left, name, [row for row in mine if row.get("wait_p99_s")], "load", "wait_p99_s")
+        measured(right, name, mine, "load", "goodput_per_s")
+    ours = [row for row in merged(rows) if row.system == "affinity"]
+    grey(left, central.NAME, {row.get("load"): row.get("ideal_p99_s") for row in ours if row.get("ideal_p99_s")})
+    asked = {r.get("load"): r.get("requests") / r.get("rounds") / r.get("seconds") for r in ours if r.get("requests")}
+    grey(right, "what was asked for", asked)
     left.set_yscale("log")
+    plain_log(left.yaxis, [1, 2, 5])
     left.set_ylabel("wait for a slot p99, s")
-    right.set_ylabel("answers per second")
+    right.set_ylabel(f"good answers per second\n(first token within {OBJECTIVE.first:g} s)")
     for axes in (left, right):
         axes.set_xlabel("load, part of the capacity")
+        axes.set_xticks(sorted({row.get("load") for row in rows}))
     figure.suptitle(said, fontsize=9)
-    return explained(figure, left)
+    return explained(figure, left, right)
 
 
 def multi_turn(rows: list[Row]) -> Figure:
+    rows = [row for row in rows if row.get("cache") in {None, "shared"}]
     loads = sorted({row.get("load") for row in rows})
     shown = [row for row in rows if row.get("load") == (0.65 if 0.65 in loads else loads[0])]
-    names, by_name = systems(shown), {row.system: row for row in shown}
-    figure, (left, right) = panels(2, 4.8, 0.9 + 0.36 * len(names))
-    bars(left, names, [by_name[name].get("ttft_mean_s") for name in names], "{:.3f}")
-    bars(right, names, [by_name[name].get("ttft_p95_s") for name in names], "{:.3f}")
+    groups = rounds(order(shown))
+    figure, (left, right) = panels(2, 4.8, 0.9 + 0.36 * len(groups))
+    bars(left, groups, "ttft_mean_s", "{:.3f}")
+    bars(right, groups, "ttft_p95_s", "{:.3f}")
     left.set_xlabel("time to first token, mean, s")
     right.set_xlabel("time to first token, p95, s")
     right.set_yticklabels([])
@@ -164,21 +240,20 @@ def scale_out(rows: list[Row]) -> Figure:
     for here, work in zip(axes, works, strict=True):
         some = [row for row in rows if row.get("work") == work]
         for name in systems(some):
-            line(here, name, [(r.get("nodes"), r.get("answered_per_s")) for r in some if r.system == name])
+            measured(here, name, [row for row in some if row.system == name], "nodes", "answered_per_s")
         counts = sorted({row.get("nodes") for row in some})
         one = [r.get("answered_per_s") for r in some if r.system == "affinity" and r.get("nodes") == counts[0]]
         if one:
-            ideal = [one[0] * count / counts[0] for count in counts]
-            here.plot(counts, ideal, color="#999999", linewidth=4, alpha=0.5, zorder=0, label="as many times one")
+            grey(here, "as many times one", {count: one[0] * count / counts[0] for count in counts})
         here.set_title(str(work), fontsize=9)
         here.set_xlabel("nodes")
         here.set_ylabel("answers per second")
-    return explained(figure, axes[0])
+    return explained(figure, *axes)
 
 
 def failover(rows: list[Row]) -> Figure:
     """The first round: answers as steps, failures below the line."""
-    first = {row.system: row for row in order([row for row in rows if row.get("round") == 0])}
+    first = {row.system: row for row in order([row for row in rows if not row.get("round")])}
     figure = Figure(figsize=(7.5, 1.1 * len(first) + 0.9), layout="constrained")
     all_axes = figure.subplots(len(first), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for axes, (name, row) in zip(all_axes, first.items(), strict=True):
@@ -195,7 +270,7 @@ def failover(rows: list[Row]) -> Figure:
         axes.axvline(row.get("back"), color="black", linestyle=":", linewidth=1)
         axes.axhline(0, color="black", linewidth=0.6)
         axes.set_title(label(name), fontsize=9, loc="left")
-        axes.set_ylabel(f"per {STEP} s")
+        axes.set_ylabel(f"requests\nper {STEP} s", fontsize=8)
     row, above = next(iter(first.values())), all_axes[0].get_xaxis_transform()
     for name, text in (("dies", "dies"), ("back", "is back")):
         all_axes[0].text(row.get(name), 1.03, text, transform=above, ha="center", fontsize=8)
