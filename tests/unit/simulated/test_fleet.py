@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import pytest
+from balancer.harness import free_port
 from load.client import Ask, Load, Result
 from simulated.caches import BLOCK, SIMILAR, SharedCache, SlotCache
 from simulated.fleet import Process, Spec
@@ -76,7 +77,7 @@ def make() -> Iterator[Make]:
     with contextlib.ExitStack() as stack:
 
         def started(**fields: object) -> Process:
-            process = Process(Spec("n1", "127.0.74.1", 8074, **fields))  # type: ignore[arg-type]
+            process = Process(Spec("n1", "127.0.76.1", free_port(), **fields))  # type: ignore[arg-type]
             stack.callback(process.destroy)
             return process
 
@@ -102,7 +103,7 @@ def test_without_anything_said_requests_wait_for_slots_only(make: Make) -> None:
 
 
 def test_ollama_refuses_only_what_waits_for_a_model(make: Make) -> None:
-    engine = make(slots=1, queueing="ollama", load=0.5, max_queue=2)
+    engine = make(slots=1, queueing="ollama", load=1.0, max_queue=2)
     results = asked(engine, *"mmmmm", text="sim_service=0.1")
     assert [result.status for result in results] == [200, 200, 200, 503, 503]
     assert [entry["outcome"] for entry in engine.report()["n1"]["log"]].count("busy") == 2
