@@ -177,20 +177,23 @@ def test_on_a_terminal_there_is_a_live_table(place: Place, folder: Path, balance
         assert "phase" not in done
 
 
-def test_a_terminal_that_is_closed_leaves_nothing_at_work(
+def test_a_terminal_that_is_closed_stops_as_cleanly_as_ctrl_c(
     place: Place, folder: Path, balancer: SimulatedBalancer
 ) -> None:
     balancer.busy = 1
     terminal = Terminal(place, folder, "drain node1")
     try:
         terminal.seen("Wait until it has finished")
+        time.sleep(1)
         assert processes_of(folder)
     finally:
         terminal.tmux("kill-server")
+    log = log_of(place_log(place))
     deadline = time.monotonic() + 30
-    while processes_of(folder) and time.monotonic() < deadline:
+    while (processes_of(folder) or "interrupted" not in log.read_text()) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert processes_of(folder) == []
+    assert "User interrupted execution" in log.read_text()
 
 
 def test_watching_shows_one_screen_that_is_drawn_anew(place: Place, folder: Path, balancer: SimulatedBalancer) -> None:
