@@ -49,7 +49,7 @@ class HAProxyHash(haproxy.HAProxy):
 def configuration(peers: list[Peer], port: int) -> str:
     """HAProxy's as it is, but for the choice of a server."""
     text = haproxy.configuration(peers, port)
-    for line, instead in (("    balance leastconn\n", BALANCE), ("    default_backend", FIRST + "    default_backend")):
+    for line, instead in (("    balance leastconn\n", BALANCE), (" backlog 4096\n", " backlog 4096\n" + FIRST)):
         assert text.count(line) == 1, f"HAProxy's configuration has no such line any more: {line}"
         text = text.replace(line, instead)
     return text
