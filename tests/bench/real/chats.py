@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 
 from bench.point import Figures
+from bench.real.calibration import ask_all
 from bench.real.engine import chat, engines, words
 from bench.systems.base import System, running
 from load.client import Ask, Load, Result, poisson, share
@@ -17,6 +18,7 @@ CHATS, TURNS = 14, 5
 RATE = 0.15  # chats that begin in a second
 TOKENS = 16
 SECONDS = 240
+WARM = 20  # requests
 
 
 def conversations(seed: int, count: int = CHATS, turns: int = TURNS, rate: float = RATE) -> list[Ask]:
@@ -44,6 +46,8 @@ def measure(system: System, seed: int, folder: Path) -> Figures:
     """
     asks = conversations(seed)
     with engines(ENGINES, SLOTS, THREADS, folder) as peers, running(system, peers, folder):
+        # As many at once as there are slots, so that all of them have worked before anything is measured.
+        ask_all(system.port, [chat([{"role": "user", "content": "Warm up."}], 2)] * WARM, ENGINES * SLOTS)
         with Load(system.port, asks, address=system.address, timeout=SECONDS) as load:
             pass
         failed = [r for r in load.results if not r.ok or not r.usage]
