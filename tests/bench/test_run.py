@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,19 @@ def test_a_run_goes_on_after_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> N
     last = Run(run.file)
     assert last.left(points) == [points[2], points[1]], "what failed is tried again, after the others"
     assert last.records[points[0].key].figures == {"x_s": 1.5}
+
+
+def test_a_second_signal_does_not_cut_the_end_short() -> None:
+    before = {number: signal.getsignal(number) for number in command.ENDINGS}
+    try:
+        with pytest.raises(SystemExit) as ended:
+            command.end(signal.SIGHUP, None)
+        assert ended.value.code == 129
+        for number in command.ENDINGS:
+            os.kill(os.getpid(), number)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_what_always_fails_does_not_keep_a_run_from_its_end(tmp_path: Path) -> None:
