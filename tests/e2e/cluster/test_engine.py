@@ -65,13 +65,13 @@ def pack(path: Path, program: str) -> str:
     return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_an_engine_out_of_an_archive(cluster: Cluster, tmp_path: Path) -> None:
+def test_an_engine_out_of_an_archive_and_one_that_is_not_the_expected(cluster: Cluster, tmp_path: Path) -> None:
     checksum = pack(tmp_path / "llama-b1.tar.gz", '#!/bin/sh\necho "version: 1 (a stand-in)"\n')
 
-    def take(tasks: str, version: str, expected: str) -> dict[str, Any]:
+    def make(expected: str) -> dict[str, Any]:
         return {
-            "ansible.builtin.include_role": {"name": "llm.cluster.llama_cpp", "tasks_from": tasks},
-            "vars": {"llama_cpp_version": version, "llama_cpp_archive_checksum": expected},
+            "ansible.builtin.include_role": {"name": "llm.cluster.llama_cpp", "tasks_from": "release"},
+            "vars": {"llama_cpp_version": "b1", "llama_cpp_archive_checksum": expected},
         }
 
     play = {
@@ -83,21 +83,21 @@ def test_an_engine_out_of_an_archive(cluster: Cluster, tmp_path: Path) -> None:
             "llama_cpp_source": "archive",
             "llama_cpp_archive_file": str(tmp_path / "llama-b1.tar.gz"),
         },
-        "tasks": [take("release", "good", checksum), take("archive", "bad", "sha256:" + 64 * "0")],
+        "tasks": [make(checksum), make("sha256:" + 64 * "0")],
     }
     (tmp_path / "play.yml").write_text(json.dumps([play]))
     run = cluster.playbook(str(tmp_path / "play.yml"), folder=tmp_path)
     assert run.code == 2, run.output
     assert "Nothing of it was unpacked" in run.output
 
-    assert "a stand-in" in cluster.ssh("node3", f"{FOLDER}/releases/archive-good/*/bin/llama-server --version")
+    # The one that is there, of the same version, stays whole: each has a folder that is named by what it is made of.
+    assert "a stand-in" in cluster.ssh("node3", f"{FOLDER}/releases/archive-b1/*/bin/llama-server --version")
     files = cluster.ssh("node3", f"cd {FOLDER}/releases && find . ! -type d").split()
-    # Each in a folder that is named by what it is made of.
     assert sorted(re.sub("/[0-9a-f]{8}/", "/RECIPE/", name) for name in files) == [
-        "./archive-bad/RECIPE/llama-b1.tar.gz",
-        "./archive-good/RECIPE/.complete",
-        "./archive-good/RECIPE/bin/llama-server",
-        "./archive-good/RECIPE/bin/llama-wait-idle",
-        "./archive-good/RECIPE/dist/llama-b1/bin/llama-server",
-        "./archive-good/RECIPE/dist/llama-b1/lib/libggml.so",
+        "./archive-b1/RECIPE/.complete",
+        "./archive-b1/RECIPE/bin/llama-server",
+        "./archive-b1/RECIPE/bin/llama-wait-idle",
+        "./archive-b1/RECIPE/dist/llama-b1/bin/llama-server",
+        "./archive-b1/RECIPE/dist/llama-b1/lib/libggml.so",
+        "./archive-b1/RECIPE/llama-b1.tar.gz",
     ]
