@@ -22,6 +22,7 @@ from typing import Any
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from . import _folder, _inventory
+from ._environment import for_ansible
 from ._errors import ClusterError, UsageError, near
 from ._inventory import EditRefusedError, Group, Inventory
 
@@ -87,7 +88,7 @@ def host_variables(folder: Path, *more: Path) -> dict[str, dict[str, Any]]:
     done = subprocess.run(
         command,
         cwd=folder,
-        env={**os.environ, **_folder.ansible_settings(folder), "LC_ALL": "C.UTF-8"},
+        env=for_ansible(os.environ, {**_folder.ansible_settings(folder), "LC_ALL": "C.UTF-8"}),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -24,41 +24,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from . import _folder
+from ._environment import for_ansible
 from ._errors import DONE, DRIFT, FAILED, UNREACHABLE, ClusterError, RunFailedError
 from ._processes import Process, below, end
 
-# What a playbook gets of the user's environment; LC_* besides.
-ALLOWED = {
-    "ANSIBLE_HOST_KEY_CHECKING",
-    "ANSIBLE_LOCAL_TEMP",
-    "ANSIBLE_PRIVATE_KEY_FILE",
-    "ANSIBLE_REMOTE_TEMP",
-    "ANSIBLE_REMOTE_USER",
-    "ANSIBLE_SSH_ARGS",
-    "ANSIBLE_SSH_COMMON_ARGS",
-    "ANSIBLE_SSH_EXTRA_ARGS",
-    "ANSIBLE_TIMEOUT",
-    "ANSIBLE_VAULT_IDENTITY_LIST",
-    "ANSIBLE_VAULT_PASSWORD_FILE",
-    "HOME",
-    "KRB5CCNAME",
-    "LANG",
-    "LOGNAME",
-    "PATH",
-    "SHELL",
-    "SSH_AUTH_SOCK",
-    "SSL_CERT_DIR",
-    "SSL_CERT_FILE",
-    "TERM",
-    "TMPDIR",
-    "TZ",
-    "USER",
-    "XDG_CONFIG_HOME",
-    "XDG_RUNTIME_DIR",
-    "http_proxy",
-    "https_proxy",
-    "no_proxy",
-}
 # What ssh may ask, although nobody is there; and the answer that makes it say what is wrong.
 QUESTIONS = {
     r"Are you sure you want to continue connecting.*\?\s*$": "no",
@@ -362,18 +331,11 @@ def reach_advice(reason: str) -> str:
 
 def environment(prepared: Mapping[str, str], outside: Mapping[str, str]) -> dict[str, str]:
     """Return what a playbook gets: what is allowed of the user's environment, and what ansible-runner set."""
-    kept = {
-        name: value
-        for name, value in prepared.items()
-        if name in ALLOWED or name.startswith("LC_") or outside.get(name) != value
-    }
+    own = {name: value for name, value in prepared.items() if outside.get(name) != value}
     if "ANSIBLE_HOST_KEY_CHECKING" not in outside:
         # ansible-runner switches it off unless it is set.
-        kept.pop("ANSIBLE_HOST_KEY_CHECKING", None)
-    named = kept.get("LC_ALL") or kept.get("LC_CTYPE") or kept.get("LANG") or ""
-    if "utf" not in named.lower():
-        kept["LC_ALL"] = "C.UTF-8"  # Ansible refuses to start otherwise
-    return kept
+        own.pop("ANSIBLE_HOST_KEY_CHECKING", None)
+    return for_ansible(outside, own)
 
 
 def new_log(cluster: str, name: str) -> Path:

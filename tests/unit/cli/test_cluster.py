@@ -106,6 +106,34 @@ def test_what_playbooks_write_is_no_inventory_whatever_the_operators_ansible_cfg
     assert sorted(_models.host_variables(tmp_path)) == sorted(["balancer", *nodes])
 
 
+def test_a_program_that_knows_the_vaults_password_gets_what_it_needs_and_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    needed = {"GNUPGHOME": "/g", "PASSWORD_STORE_DIR": "/p", "VAULT_ADDR": "https://v", "HTTPS_PROXY": "http://p"}
+    for name, value in {**needed, "OPENAI_API_KEY": "secret", "VAULT_TOKEN": "secret"}.items():
+        monkeypatch.setenv(name, value)
+    folder = tmp_path / "office"
+    folder.mkdir()
+    (folder / "nodes.yml").write_text("llm_nodes: {hosts: {node1: {ansible_connection: local}}}\n")
+    (folder / "ansible.cfg").write_text("[defaults]\nvault_password_file = password.sh\n")
+    (folder / "password.sh").write_text(f"#!/bin/sh\nenv > {tmp_path}/seen\necho password\n")
+    (folder / "password.sh").chmod(0o755)
+    (tmp_path / "nothing.yml").write_text("- name: Nothing\n  hosts: llm_nodes\n  gather_facts: false\n")
+
+    def seen() -> dict[str, str]:
+        found = dict(line.partition("=")[::2] for line in (tmp_path / "seen").read_text().splitlines())
+        (tmp_path / "seen").unlink()
+        return found
+
+    _models.host_variables(folder)
+    load = seen()
+    Cluster(folder).play(tmp_path / "nothing.yml", "nothing")
+    for environment in (load, seen()):
+        assert environment.items() >= needed.items()
+        assert "secret" not in environment.values()
+
+
 def test_from_a_checkout_the_checkouts_collection_runs() -> None:
     assert _folder.collections_path() == ROOT / "collections"
     assert (_folder.collection() / "galaxy.yml").samefile(ROOT / "galaxy.yml")
