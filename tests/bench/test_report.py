@@ -101,7 +101,7 @@ def test_a_gain_is_that_of_the_median_round() -> None:
         "chats of many turns, load 0.65, mean time to first token: half of least_busy's or less"
     ]
     assert target.verdict == targets.MISSED
-    assert target.seen == "1.2 s, least_busy 2 s: -40 % (-50 to 50)"
+    assert target.seen == "1.2 s, least_busy 2 s; by round -40 % (-50 to 50)"
 
 
 def verdicts(results: dict[str, list[Row]]) -> dict[str, targets.Target]:
@@ -160,7 +160,7 @@ def test_points_where_requests_failed_are_hollow() -> None:
         for load, bad in ((0.5, 0), (0.7, 0), (0.9, 40))
     ]
     axes = Figure().subplots()
-    plots.measured(axes, "nginx_plain", rows, "load", "wait_p99_s")
+    plots.measured(axes, "nginx_plain", rows, "load", "wait_p99_s", of_answered=True)
     through, hollow = axes.get_lines()
     assert np.array_equal(through.get_xdata(), [0.5, 0.7])
     assert np.array_equal(hollow.get_xdata(), [0.9])

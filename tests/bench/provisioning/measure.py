@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,12 +23,12 @@ STEPS = {
 
 
 def measure(nodes: int, folder: Path, say: Callable[[str], None] = print) -> Figures:
-    """Run all steps with so many nodes and a balancer; STEP_FIGURE → figure.
+    """Run all steps with so many nodes and a balancer; STEP_FIGURE → figure, and `cores` of controller and hosts.
 
     :raises RuntimeError: when a playbook fails
     """
     hosts = Hosts(nodes, folder, fetch(folder / "model"))
-    figures: Figures = {}
+    figures: Figures = {"cores": os.cpu_count() or 1}
 
     def note(step: str, run: Run) -> None:
         figures.update({f"{step}_{name}": value for name, value in run.figures().items()})

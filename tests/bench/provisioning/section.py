@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ host that is balancer and client. Their images hold systemd, SSH and Python and 
 the model really are fetched and installed. Ansible runs with the checkout's `ansible.cfg` (50 forks, pipelining),
 over SSH.
 
-*Wall* is what a user waits. Controller and hosts share {cores} cores here, so the first run of ten hosts mostly waits
+*Wall* is what a user waits. Controller and hosts share {cores} here, so the first run of ten hosts mostly waits
 for ten hosts' pip and apt on these. *Controller* is the processor time of ansible-playbook and its workers, *main*
 the part of it that is one thread; *hosts* is the processor time of all containers together, their engines included. A
 task in a loop counts once for each item.
@@ -37,10 +36,14 @@ suffices (a worker process for each fork), one network for all. Nothing of that 
 """
 
 
-def section(runs: Mapping[int, Mapping[str, Any]], cores: int = os.cpu_count() or 1) -> str:
-    """Markdown. :param runs: nodes → figures of measure()."""
+def section(runs: Mapping[int, Mapping[str, Any]], cores: int | None) -> str:
+    """Markdown.
+
+    :param runs: nodes → figures of measure()
+    :param cores: of the machine that was measured; nothing, where that was not noted, is extrapolated
+    """
     lines = [
-        HOW.format(cores=cores),
+        HOW.format(cores=f"{cores} cores" if cores else "the same cores"),
         "| playbook | nodes | wall | controller | main | hosts | remote tasks a node | changed |",
     ]
     lines.append("|---|--:|--:|--:|--:|--:|--:|--:|")
@@ -58,7 +61,7 @@ def section(runs: Mapping[int, Mapping[str, Any]], cores: int = os.cpu_count() o
         for nodes, changes in sorted((nodes, figures.get("second_changes")) for nodes, figures in runs.items())
         if changes
     ]
-    if len(runs) == 2:
+    if cores and len(runs) == 2:
         lines += ["", MORE.format(cores=cores), _table(runs, cores)]
     return "\n".join(lines) + "\n"
 

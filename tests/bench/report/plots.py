@@ -103,10 +103,13 @@ def line(axes: Axes, system: str, points: list[tuple[float, float]]) -> None:
     axes.plot(xs, ys, color=colour, marker=marker, linestyle=dashes, label=label(system), markersize=5, linewidth=1.3)
 
 
-def measured(axes: Axes, system: str, rows: Sequence[Row], x: str, y: str) -> None:
+def measured(  # noqa: PLR0917 what to draw, and where
+    axes: Axes, system: str, rows: Sequence[Row], x: str, y: str, of_answered: bool = False
+) -> None:
     """A line through the medians of the rounds, with their ranges. rows: of this system.
 
-    Where requests failed, the others' figures are no better for it: such points are hollow, and no line leads there.
+    of_answered: the figure is of those that were answered. Where others failed it is no better for that: such points
+    are hollow, and no line leads there.
     """
     colour, marker, _, _ = STYLES.get(system, OTHER)
     whole: list[tuple[float, float]] = []
@@ -114,7 +117,7 @@ def measured(axes: Axes, system: str, rows: Sequence[Row], x: str, y: str) -> No
     for group in rounds(rows):
         if spread := spread_of(group, y):
             place = group[0].get(x)
-            (broken if any(failures(row) for row in group) else whole).append((place, spread[0]))
+            (broken if of_answered and any(map(failures, group)) else whole).append((place, spread[0]))
             axes.vlines(place, spread[1], spread[2], color=colour, linewidth=0.8)
     if whole:
         line(axes, system, whole)
@@ -173,7 +176,8 @@ def bars(axes: Axes, groups: Sequence[Sequence[Row]], name: str, text: str) -> N
 def dots(axes: Axes, names: Sequence[str], values: Sequence[float | None]) -> None:
     """Points on a logarithmic axis, which has no nought for a bar to begin at; what it cannot show is said."""
     axes.set_xscale("log")
-    plain_log(axes.xaxis, [1])
+    seen = [value for value in values if value and value > 0]
+    plain_log(axes.xaxis, [1] if seen and max(seen) > 100 * min(seen) else [1, 2, 5])
     for place, (name, value) in enumerate(zip(names, values, strict=True)):
         colour, marker, _, _ = STYLES.get(name, OTHER)
         if value is None or value <= 0:
@@ -203,7 +207,7 @@ def sweep(rows: list[Row], said: str) -> Figure:
     for name in systems(rows):
         mine = [row for row in rows if row.system == name]
         # A logarithmic axis has no place for those that did not wait.
-        measured(left, name, [row for row in mine if row.get("wait_p99_s")], "load", "wait_p99_s")
+        measured(left, name, [row for row in mine if row.get("wait_p99_s")], "load", "wait_p99_s", True)
         measured(right, name, mine, "load", "goodput_per_s")
     ours = [row for row in merged(rows) if row.system == "affinity"]
     grey(left, central.NAME, {row.get("load"): row.get("ideal_p99_s") for row in ours if row.get("ideal_p99_s")})

@@ -157,7 +157,7 @@ def at_most_of(wanted: str, pair: Duel | None, bound: float, rival: str) -> Targ
     if pair is None or not pair.parts:
         return Target(wanted)
     mine, other = (spanned([value], "s") for value in pair.medians)
-    seen = f"{mine}, {rival} {other}: {spanned([100 * (part - 1) for part in pair.parts], '%')}"
+    seen = f"{mine}, {rival} {other}; by round {spanned([100 * (part - 1) for part in pair.parts], '%')}"
     return judged(wanted, seen, statistics.median(pair.parts) <= bound and not pair.failed[0])
 
 

@@ -38,4 +38,4 @@ def run(point: Point, system: object, folder: Path) -> Figures:
 
 
 def section(rows: list[Row]) -> str:
-    return section_of({int(row.get("nodes")): row.figures for row in rows})
+    return section_of({int(row.get("nodes")): row.figures for row in rows}, rows[0].get("cores"))
