@@ -4,10 +4,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
+from bench import scenarios
+from bench.plan import plan
 from bench.point import Figures, Point, Row
 from bench.report import origin, plots, targets, wins
 from bench.report.failures import failures
@@ -182,3 +185,31 @@ def test_parts_of_the_page_from_different_machines_and_revisions_say_so() -> Non
     assert "| 2.6 (Overhead); 3.0 (Streams) |" in origin.systems(other)
     assert origin.machine(other).startswith("| machine | Overhead | Streams |")
     assert "| 2026-01-01 00:00 UTC to 2026-01-02 00:00 UTC | short | make bench | bbb, aaa |" in origin.runs(same)
+
+
+TEXTS = {"errors", "shares", "refused", "timeline"}
+# What was asked for, what was simulated, how it was measured, and failures, which keep a system from being compared.
+NO_MERIT = re.compile(
+    r"requests|rounds|chats|busy|realised_load|\w+_tokens|ideal_\w+|late_p99_ms|\w*direct_\w+"
+    r"|failed|\w*bad|truncated_\w+|waiting|answered"
+    r"|wait_p99_ratio"  # over what is the same for all, so it is compared as wait_p99_s
+)
+TABLES = ["overhead", "streams", "sweep", "multi_turn", "no_reuse", "scale_out", "waiting", "many_peers", "failover"]
+
+
+@pytest.mark.parametrize("scenario", TABLES)
+def test_every_figure_of_a_table_is_compared(scenario: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = set()
+
+    def get(self: Row, name: str) -> object:
+        settings = dict(self.point.settings)
+        asked.update({name}.difference(settings, TEXTS))
+        return settings.get(name, "none" if name in TEXTS else 1.0)
+
+    points = plan(True, ["direct", "affinity", "haproxy"], [scenario])
+    settings = {name for point in points for name, _ in point.settings}
+    monkeypatch.setattr(Row, "get", get)
+    scenarios.load(scenario).section([Row(point, {}) for point in points])
+    compared = {each.figure for each in wins.COMPARED if each.scenario == scenario}
+    assert asked & compared
+    assert not {name for name in asked - compared - settings if not NO_MERIT.fullmatch(name)}

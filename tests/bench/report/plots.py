@@ -275,6 +275,8 @@ def failover(rows: list[Row]) -> Figure:
         axes.axhline(0, color="black", linewidth=0.6)
         axes.set_title(label(name), fontsize=9, loc="left")
         axes.set_ylabel(f"requests\nper {STEP} s", fontsize=8)
+        # Below the line are failures, not negative requests.
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):g}"))
     row, above = next(iter(first.values())), all_axes[0].get_xaxis_transform()
     for name, text in (("dies", "dies"), ("back", "is back")):
         all_axes[0].text(row.get(name), 1.03, text, transform=above, ha="center", fontsize=8)
