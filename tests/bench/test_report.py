@@ -12,6 +12,7 @@ import pytest
 from bench import scenarios
 from bench.plan import plan
 from bench.point import Figures, Point, Row
+from bench.provisioning.measure import STEPS
 from bench.report import origin, plots, targets, wins
 from bench.report.failures import failures
 from bench.report.rounds import merged, spread_of
@@ -213,3 +214,16 @@ def test_every_figure_of_a_table_is_compared(scenario: str, monkeypatch: pytest.
     compared = {each.figure for each in wins.COMPARED if each.scenario == scenario}
     assert asked & compared
     assert not {name for name in asked - compared - settings if not NO_MERIT.fullmatch(name)}
+
+
+def test_provisioning_extrapolates_by_the_cores_of_the_run_only() -> None:
+    times = ("wall_s", "controller_cpu_s", "controller_main_cpu_s", "hosts_cpu_s")
+    names = (*times, "remote_tasks_node", "remote_tasks", "changed_tasks")
+    figures: Figures = {f"{step}_{name}": 1.0 for step in STEPS for name in names}
+    rows = [row("provisioning", "direct", figures, nodes=nodes) for nodes in (3, 10)]
+    old = scenarios.load("provisioning").section(rows)
+    assert "share the same cores here" in old
+    assert "extrapolates" not in old
+    new = scenarios.load("provisioning").section([Row(each.point, {**each.figures, "cores": 7}) for each in rows])
+    assert "share 7 cores here" in new
+    assert "over 7 cores" in new
