@@ -14,7 +14,7 @@ from bench.report.ranges import ranged
 from bench.report.rounds import merged
 from bench.report.tables import order, table
 from bench.rig import nodes, rig
-from bench.scenarios import balancers
+from bench.scenarios import keepers
 from bench.systems import System
 from bench.workload import conversations, scale
 from bench.workload.layouts import capacity
@@ -30,7 +30,7 @@ ROUNDS = 3
 
 
 def points(full: bool, systems: list[str]) -> list[Point]:
-    names = list(dict.fromkeys(["affinity", "least_busy", *balancers(systems)]))
+    names = list(dict.fromkeys(["affinity", "least_busy", *keepers(systems)]))
     loads = (0.5, TARGETS, 0.8) if full else (TARGETS,)
     found = [
         Point.of("multi_turn", name, load=load, seconds=60 if full else 15, round=turn)

@@ -15,7 +15,7 @@ from bench.report.ranges import ranged
 from bench.report.rounds import merged
 from bench.report.tables import order, table
 from bench.rig import nodes, rig
-from bench.scenarios import balancers
+from bench.scenarios import keepers
 from bench.scenarios.multi_turn import FLEET
 from bench.systems import System
 from bench.workload import scale
@@ -31,7 +31,7 @@ CHARACTERS, TOKENS = 4000, 10
 
 
 def points(full: bool, systems: list[str]) -> list[Point]:
-    names = list(dict.fromkeys(["affinity", "least_busy", *balancers(systems)]))
+    names = list(dict.fromkeys(["affinity", "least_busy", *keepers(systems)]))
     return [
         Point.of("no_reuse", name, load=0.65, seconds=60 if full else 15, round=turn)
         for turn in range(ROUNDS if full else 1)

@@ -108,7 +108,7 @@ def section(rows: list[Row]) -> str:
                 came = "" if cv == 1 else f"; arrivals in bursts (CV {cv:g}, as published for code), lengths as above"
                 text += f"\n**{said[0].upper()}{said[1:]}{came}**\n\n" + lines(some) + asked(some)
                 if cv == 1:
-                    text += f"\n![Wait and throughput against load, {said}](benchmarks/sweep-{layout}.svg)\n"
+                    text += f"\n![Wait and good answers against load, {said}](benchmarks/sweep-{layout}.svg)\n"
     return text
 
 
