@@ -10,6 +10,7 @@ from pathlib import Path
 from bench.point import Figures, Point, Row
 from bench.real import calibration, chats, replay
 from bench.systems.base import System
+from simulated.caches import BLOCK
 
 TITLE = "A real engine: llama.cpp"
 SEEDS = (1, 2)
@@ -52,7 +53,8 @@ REPLAY = f"""\
 **Chats, one engine alone**: the same {replay.CHATS} chats of {replay.TURNS} turns to llama.cpp as the role sets it up
 ({replay.SLOTS} slots, and a cache in memory for what they held before) and to the simulated engine with either cache:
 *shared* by all slots, least recently used; or each *slot* holding what it did last, as with Ollama, and with llama.cpp
-without its cache in memory. The simulated one is fitted to lone requests.
+without its cache in memory. The simulated one is fitted to lone requests, so it does not know that two at once share
+the real one's cores, and it counts whole blocks of {BLOCK} characters, where the real one counts tokens.
 """
 
 
