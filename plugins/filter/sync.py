@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ansible_collections.llm.cluster.plugins.module_utils import _drift, _sync_plan, _verify
+from ansible_collections.llm.cluster.plugins.module_utils import _drift, _sync_marks, _sync_plan, _verify
 from ansible_collections.llm.cluster.plugins.module_utils._table import text_table
 
 HostVars = Mapping[str, Mapping[str, Any]]
@@ -42,24 +43,43 @@ def sync_plan(
     batch: int,
     min_available: int,
     run: str,
+    take_over: bool = False,
 ) -> dict[str, Any]:
     """Return the plan of a sync, with ``preview`` for people."""
+    infos = _infos(hostvars, balancers)
     made = _sync_plan.plan(
         peers,
         _stats(hostvars, nodes),
-        _infos(hostvars, balancers),
+        infos,
         batch=int(batch),
         min_available=int(min_available),
         run=run,
+        at_work=sync_others([info for info in infos.values() if info is not None], run, take_over),
     )
     rows, notes = _sync_plan.preview(made, peers)
     return {**made, "preview": (text_table(rows, _sync_plan.HEADINGS) if rows else []) + notes}
 
 
-def sync_shortage(info: Mapping[str, Any], peers: Peers, without: list[str], least: int) -> list[str]:
+def sync_turn(run: str, seconds: float) -> str:
+    """Return the beginning of the mark of a run that is at work on a node for at most so many seconds."""
+    return _sync_marks.turn(run, time.time() + float(seconds))
+
+
+def sync_others(infos: Iterable[Mapping[str, Any]], run: str, take_over: bool = False) -> list[str]:
+    """Return where other controllers' syncs are at work; nowhere if their turns are to be taken over."""
+    return [] if take_over else _sync_marks.others(infos, run, time.time())
+
+
+def sync_shortage(
+    info: Mapping[str, Any],
+    peers: Peers,
+    without: list[str],
+    least: int,
+    before: Mapping[str, Any] | None = None,
+) -> list[str]:
     """Return which models a balancer would have too few nodes for, without these."""
     models = [model["name"] for node in without for model in _sync_plan.wanted_models(peers, node)]
-    return _sync_plan.shortage(info, models, without, int(least))
+    return _sync_plan.shortage(info, models, without, int(least), before)
 
 
 def sync_questions(peers: Peers, switched: list[str], prompt: str, max_tokens: int) -> list[dict[str, Any]]:
@@ -94,7 +114,9 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
             "sync_at_versions": _sync_plan.at_versions,
+            "sync_holds": _sync_marks.holds,
             "sync_not_loaded": _sync_plan.not_loaded,
+            "sync_others": sync_others,
             "sync_plan": sync_plan,
             "sync_questions": sync_questions,
             "sync_result": sync_result,
@@ -102,4 +124,5 @@ class FilterModule:
             "sync_shortage": sync_shortage,
             "sync_standing": sync_standing,
             "sync_table": sync_table,
+            "sync_turn": sync_turn,
         }

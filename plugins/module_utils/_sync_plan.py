@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-OWNER = "sync"  # of the drain marks
+from ansible_collections.llm.cluster.plugins.module_utils._sync_marks import OWNER
 
 Stats = Mapping[str, Any]
 Info = Mapping[str, Any]
@@ -100,17 +100,22 @@ def serving(info: Info, model: str) -> set[str]:
     }
 
 
-def shortage(info: Info, models: Iterable[str], without: Iterable[str], least: int) -> list[str]:
-    """Return which models would be served by too few nodes without these, a sentence each."""
+def shortage(
+    info: Info, models: Iterable[str], without: Iterable[str], least: int, before: Info | None = None
+) -> list[str]:
+    """Return which models would be served by too few nodes without these, a sentence each.
+
+    before: what the balancer said when these were not drained yet, if they are by now.
+    """
     gone = set(without)
     sentences = []
     for model in sorted(set(models)):
-        now = serving(info, model)
-        left = now - gone
-        if now & gone and len(left) < least:
+        left = serving(info, model) - gone
+        served = serving(before or info, model) & gone
+        if served and len(left) < least:
             sentences.append(
                 f"{model} would be left with {len(left)} of the {least} nodes that llm_sync_min_available asks for"
-                f" while {', '.join(sorted(now & gone))} {'is' if len(now & gone) == 1 else 'are'} switched"
+                f" while {', '.join(sorted(served))} {'is' if len(served) == 1 else 'are'} switched"
             )
     return sentences
 
@@ -184,12 +189,14 @@ def plan(
     batch: int,
     min_available: int,
     run: str,
+    at_work: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the whole plan of a sync.
 
     :param peers: of all nodes, with the locked digests
     :param stats: by node, in the inventory's order; None where nobody could look
     :param balancers: by balancer; None where it gave no answer
+    :param at_work: what other syncs are at work on, a sentence each
     :returns: ``nodes`` (what each needs), ``fetch`` and ``order`` (nodes), ``serial`` (sizes of the batches), ``mark``
         (nodes of unknown versions, which must not serve meanwhile), ``unknown`` (why, by node), ``refused`` (sentences)
     """
@@ -224,7 +231,9 @@ def plan(
     away = {node for node, work in nodes.items() if work["drained_by"]}
     batches, never = _batches(visit, wanted, seen_infos, away=away, size=max(batch, 1), least=min_available)
     unlocked = _unlocked(peers)
-    if unlocked:
+    if at_work:
+        refused = list(at_work)
+    elif unlocked:
         refused = [f"No version is locked for {', '.join(unlocked)}: run lock.yml first."]
     else:
         refused = [_not_set_up(node, names) for node, names in _without_service(nodes, stats).items()]

@@ -39,6 +39,7 @@ LOCAL = {
     "set_fact",
     "set_stats",
     "show",
+    "sync_run",
     "validate_argument_spec",
 }
 

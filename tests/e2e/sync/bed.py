@@ -96,6 +96,11 @@ class Bed:
         """(node, owner) of each drain mark; Lua writes an empty list as an object."""
         return {(mark["name"], mark["owner"]) for mark in list(self.state()["drains"] or [])}
 
+    def reason(self, node: str) -> str:
+        """The reason of a sync's drain mark on a node, empty if there is none."""
+        marks = {(mark["name"], mark["owner"]): str(mark["reason"]) for mark in list(self.state()["drains"] or [])}
+        return marks.get((node, "sync"), "")
+
     def up(self, node: str) -> bool:
         return all(peer["state"] == "up" for peer in self.state()["peers"] if peer["node"] == node)
 
@@ -178,13 +183,13 @@ class Bed:
 
     # Ansible
 
-    def playbook(self, name: str, *arguments: str) -> PlaybookRun:
-        run = run_playbook(INVENTORY, f"playbooks/{name}.yml", *arguments, folder=self.folder)
+    def playbook(self, name: str, *arguments: str, **environment: str) -> PlaybookRun:
+        run = run_playbook(INVENTORY, f"playbooks/{name}.yml", *arguments, folder=self.folder, **environment)
         print(f"{name} {' '.join(arguments)}: {run.seconds:.1f} s, exit code {run.code}")
         return run
 
-    def well(self, name: str, *arguments: str) -> PlaybookRun:
-        run = self.playbook(name, *arguments)
+    def well(self, name: str, *arguments: str, **environment: str) -> PlaybookRun:
+        run = self.playbook(name, *arguments, **environment)
         assert run.code == 0, run.output[-6000:]
         return run
 

@@ -180,6 +180,33 @@ def test_a_sync_that_was_killed_is_continued_and_operators_drains_stay(bed: Bed)
     bed.well("resume", "-e", "node=ollama-2")
 
 
+def test_a_second_sync_keeps_off_while_one_is_at_work(bed: Bed) -> None:
+    # A mark without a turn, so that on a cluster where all is as locked a sync has a node to check.
+    mark = "--unix-socket /run/llm-cluster/admin.sock http://x/peers/ollama-2/drain"
+    bed.ssh(BALANCER, f"""curl --silent --fail --json '{{"owner": "sync", "reason": "left"}}' {mark}""")
+    begun = bed.begin_sync()
+    try:
+        wait_for(lambda: " until " in bed.reason("ollama-2") or begun.poll() is not None, 120, "no turn of ollama-2")
+        os.killpg(begun.pid, signal.SIGSTOP)
+        turn = bed.reason("ollama-2")
+        assert " until " in turn, (bed.folder / "begun.log").read_text()[-6000:]
+
+        second = bed.playbook("sync")
+        assert second.code != 0
+        assert f"process {begun.pid}. Nothing was changed" in words(second), second.output[-6000:]
+        # Another home is another controller, which can't know whether the first one still runs.
+        elsewhere = {"HOME": str(bed.folder)}
+        third = bed.playbook("sync", **elsewhere)
+        assert third.code != 0
+        assert "of another controller, is at work on ollama-2" in words(third), third.output[-6000:]
+        assert bed.reason("ollama-2") == turn
+    finally:
+        os.killpg(begun.pid, signal.SIGKILL)
+        begun.wait()
+    bed.well("sync", "-e", "sync_take_over=true", **elsewhere)
+    assert bed.drains() == set()
+
+
 def test_a_node_that_is_down_is_kept_out_until_it_is_synced(bed: Bed) -> None:
     old = bed.locked()[GEMMA]
     bed.offer_gemma()

@@ -66,6 +66,28 @@ def test_a_shortage_goes_by_what_the_nodes_serve():
     assert sync.sync_shortage(INFO, [PEER], ["n2"], "1") == []
 
 
+def test_a_shortage_that_shows_once_a_node_is_drained():
+    drained = {"nodes": {"n1": [{"name": "n1", "node": "n1", "state": "drained", "models": ["m"], "lacks": []}]}}
+    assert sync.sync_shortage(drained, [PEER], ["n1"], 1) == []
+    (sentence,) = sync.sync_shortage(drained, [PEER], ["n1"], 1, before=INFO)
+    assert "while n1 is switched" in sentence
+    assert sync.sync_shortage(drained, [PEER], ["n1"], 0, before=INFO) == []
+    assert sync.sync_shortage(drained, [PEER], ["n1"], 1, before=drained) == []
+
+
+def test_a_sync_of_another_controller_is_left_alone_unless_it_is_taken_over():
+    mine, other = "20261123T122508Z-aaaaaaaa", "20261123T122508Z-bbbbbbbb"
+    mark = {"name": "n1", "owner": "sync", "reason": sync.sync_turn(other, "60") + "new version of m"}
+    said = {"n1": {"llm_node_stats": STATS}, "b": {"__sync_info": {**INFO, "drains": [mark]}}, "c": {}}
+
+    def refused(**more):
+        plan = sync.sync_plan([PEER], said, ["n1"], ["b", "c"], batch=1, min_available=0, run=mine, **more)
+        return [sentence for sentence in plan["refused"] if other in sentence]
+
+    assert len(refused()) == 1
+    assert refused(take_over=True) == []
+
+
 def test_where_things_stand_and_what_programs_read():
     plan = sync.sync_plan([PEER], hostvars(), ["n1"], ["b"], batch=1, min_available=1, run="R")
     lines = sync.sync_standing(plan, [PEER], hostvars(__sync_ended="checked"), ["n1"])
