@@ -310,7 +310,8 @@ def in_our_words(text: str) -> str:
         return "llm cluster " + COMMANDS_OF.get(found["name"], found["name"])
 
     text = re.sub(r"ansible-playbook (?:playbooks/|llm\.cluster\.)?(?P<name>\w+)(?:\.yml)? -i INVENTORY", command, text)
-    return re.sub(rf"(?<![\w./-])(?:playbooks/)?(?P<name>{'|'.join(NAMED)})\.yml\b", command, text)
+    text = re.sub(rf"(?<![\w./-])(?:playbooks/)?(?P<name>{'|'.join(NAMED)})\.yml\b", command, text)
+    return text.replace("-e sync_take_over=true", "--take-over")
 
 
 def advice_of(result: Mapping[str, Any]) -> str:

@@ -394,9 +394,13 @@ class Cluster:
         """Run ``drift.yml``: fails when a node's models differ from the lock; ``run.answer`` says where."""
         return self.play("drift", "drift", answer="result_file", judged=True)
 
-    def sync(self, *, check: bool = False, diff: bool = False) -> Run:
-        """Run ``sync.yml``: bring node after node to the lock, while the others serve."""
-        return self.play("sync", "sync", check=check, diff=diff, answer="result_file")
+    def sync(self, *, check: bool = False, diff: bool = False, take_over: bool = False) -> Run:
+        """Run ``sync.yml``: bring node after node to the lock, while the others serve.
+
+        :param take_over: also where another controller's sync says that it is at work
+        """
+        extra = {"sync_take_over": True} if take_over else None
+        return self.play("sync", "sync", check=check, diff=diff, extra=extra, answer="result_file")
 
     def use(self) -> Used:
         """Set up this user's llm for the endpoint: its models and its key."""

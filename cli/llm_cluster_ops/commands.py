@@ -348,18 +348,19 @@ def drift(cluster: Cluster, as_json: bool) -> None:
 @click.command(short_help="Bring the nodes to the lock.")
 @CHECK
 @DIFF
+@click.option("--take-over", is_flag=True, help="Also where a sync of another machine, which was stopped, is noted.")
 @on_cluster
-def sync(cluster: Cluster, check: bool, diff: bool) -> None:
+def sync(cluster: Cluster, check: bool, diff: bool, take_over: bool) -> None:
     """Bring node after node to the versions in the lock, while the others serve (sync.yml).
 
-    It may be stopped at any moment and run again: it goes on from there.
+    It may be stopped at any moment and run again: it goes on from there. Two at once keep off each other.
 
     Example:
 
     \b
       llm cluster sync --check
     """
-    report(cluster.sync(check=check, diff=diff))
+    report(cluster.sync(check=check, diff=diff, take_over=take_over))
 
 
 @click.command(short_help="Show which node answered what, or an engine's journal.")

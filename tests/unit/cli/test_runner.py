@@ -120,6 +120,7 @@ def test_the_likeliest_cause_comes_first_of_three(words: str, first: str) -> Non
         ),
         ("ansible-playbook llm.cluster.site -i INVENTORY", "llm cluster deploy"),
         ("then run sync.yml again, see main.yml", "then run llm cluster sync again, see main.yml"),
+        ("run sync.yml again with -e sync_take_over=true.", "run llm cluster sync again with --take-over."),
     ],
 )
 def test_messages_name_our_commands(said: str, ours: str) -> None:
