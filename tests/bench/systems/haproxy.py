@@ -75,11 +75,15 @@ class HAProxy(System):
         said = subprocess.run(["haproxy", "-v"], capture_output=True, text=True, check=True).stdout
         return said.splitlines()[0].removeprefix("HAProxy version ").split()[0]
 
+    def settings(self, peers: list[Peer]) -> str:
+        """Its configuration file."""
+        return configuration(peers, self.port)
+
     def start(self, peers: list[Peer], folder: Path) -> None:
         self.port = free_port()
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "haproxy.cfg"
-        file.write_text(configuration(peers, self.port))
+        file.write_text(self.settings(peers))
         self.run(Program(["haproxy", "-db", "-f", str(file.resolve())], folder / "haproxy.log"), self.listens)
 
 

@@ -4,11 +4,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from balancer.harness import free_port
 from bench.systems import haproxy
-from bench.systems.base import Peer, Program
+from bench.systems.base import Peer
 
 # What its manual says of each: a hash of what an expression finds in the request; consistent hashing keeps most chats
 # where they are when a server goes; with hash-balance-factor a server that has so many per cent of the average number
@@ -39,12 +36,8 @@ class HAProxyHash(haproxy.HAProxy):
     label = "HAProxy, hash of the chat"
     for_caches = True
 
-    def start(self, peers: list[Peer], folder: Path) -> None:
-        self.port = free_port()
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / "haproxy.cfg"
-        file.write_text(configuration(peers, self.port))
-        self.run(Program(["haproxy", "-db", "-f", str(file.resolve())], folder / "haproxy.log"), self.listens)
+    def settings(self, peers: list[Peer]) -> str:
+        return configuration(peers, self.port)
 
 
 def configuration(peers: list[Peer], port: int) -> str:
