@@ -6,17 +6,23 @@
 local ffi = require "ffi"
 
 rawset(ngx, "now", require("llm_cluster.clock").now)
+local stack = require "llm_cluster.stack"
+stack.install()
 
+local admin = require "llm_cluster.admin"
 local attempt = require "llm_cluster.attempt"
 local ending = require "llm_cluster.ending"
 local health = require "llm_cluster.health"
 local history = require "llm_cluster.history"
 local lifetime = require "llm_cluster.lifetime"
 local peers = require "llm_cluster.peers"
+local proxy = require "llm_cluster.proxy"
+local status = require "llm_cluster.status"
 local workers = require "llm_cluster.workers"
-require "llm_cluster.admin"
-require "llm_cluster.proxy"
-require "llm_cluster.status"
+
+-- Whatever nginx.conf calls for a request.
+admin.run, status.run = stack.roomy(admin.run), stack.roomy(status.run)
+proxy.run, proxy.log, proxy.nginx_error = stack.roomy(proxy.run), stack.roomy(proxy.log), stack.roomy(proxy.nginx_error)
 
 local M = {}
 

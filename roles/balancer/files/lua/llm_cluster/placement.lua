@@ -97,8 +97,6 @@ local function cost_of_holding(peers, want, fleet)
     end
     return known and (room > 0 and fleet.queued / room or math.huge) or 0
 end
--- Compiled, it was seen twice, within a second in one worker, to find nothing in a list that holds no gaps (LuaJIT 2.1-20230119).
-jit.off(cost_of_holding)
 
 --- The same, worked out once for all that wait for the same peers.
 local function holding_cost(peers, want, fleet)
