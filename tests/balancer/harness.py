@@ -234,6 +234,17 @@ class Balancer:
             self.wait_up([peer["name"] for peer in table["peers"]])
         return answer
 
+    def probe(self, file: pathlib.Path) -> Any:
+        """Run this Lua file in a worker; the JSON that it says."""
+        port = free_port()
+        shutil.copy(file, self.dir)  # where nginx's user may read it
+        location = f"location / {{ content_by_lua_file {self.dir}/{file.name}; }}"
+        (self.dir / "conf.d" / "probe.conf").write_text(f"server {{ listen 127.0.0.1:{port}; {location} }}\n")
+        self.reload()
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection.request("GET", "/")
+        return json.loads(connection.getresponse().read())
+
     def wait_up(self, names: Iterable[str]) -> None:
         def up() -> bool:
             return all(peer["health"] == "up" for peer in self.state()["peers"] if peer["name"] in names)

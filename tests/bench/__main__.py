@@ -95,13 +95,13 @@ def about(system: type[System]) -> str:
     return " ".join((inspect.getdoc(system) or "").split())
 
 
-def head(form: str, systems: list[str], missing: dict[str, str], command: str) -> dict[str, Any]:
+def head(form: str, systems: list[str], missing: dict[str, str], names: list[str], command: str) -> dict[str, Any]:
     return {
         "form": form,
         "date": now(),
         "command": command,
         "revision": revision(),
-        "code": fingerprint(),
+        "code": fingerprint(names=names),
         "machine": machine(),
         "versions": {name: REGISTRY[name]().version() for name in systems if name != "direct"},
         "about": {name: about(REGISTRY[name]) for name in systems if name != "direct"},
@@ -125,10 +125,12 @@ def perform(points: list[Point], run: Run) -> int:
 
 def begin(run: Run, head: dict[str, Any], points: list[Point], fresh: bool) -> None:
     """Go on with a run that was ended, where its figures and new ones are of one kind; begin it anew otherwise."""
-    if run.head and not fresh and run.left(points):
+    if run.head and not fresh and not run.is_whole(points):
         why = run.differs(head)
         if not why:
-            print(f"goes on with the run of {run.head.get('date', 'an unknown date')}", flush=True)
+            print(
+                f"goes on with the run of {run.head.get('date', 'an unknown date')} (--fresh begins anew)", flush=True
+            )
             run.go_on(head)
             return
         print(f"begins anew, because {why} since {run.head.get('date', 'an unknown date')}", flush=True)
@@ -175,7 +177,8 @@ def main(given: list[str]) -> int:
         return 0
     run = Run(WORK / f"{'-'.join(options.what)}{'-full' if options.full else ''}.jsonl")
     target = "make bench" + (" FULL=1" if form == "full" else "") if options.what[0] in {"short", "full"} else ""
-    begin(run, head(form, systems, missing, target or f"python -m bench {' '.join(given)}"), points, options.fresh)
+    command = target or f"python -m bench {' '.join(given)}"
+    begin(run, head(form, systems, missing, names, command), points, options.fresh)
     failed = perform(points, run)
     if not options.dry:
         from bench.report import page

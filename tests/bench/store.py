@@ -101,8 +101,14 @@ class Run:
         return next(name for name in names if not name.exists())
 
     def go_on(self, head: dict[str, Any]) -> None:
-        """Go on with what is there. A system that cannot run any more keeps what was measured of it."""
-        begun = {name: self.head[name] for name in ("date", "revision") if name in self.head}
+        """Go on with what is there; what failed is tried anew.
+
+        A system that cannot run any more keeps what was measured of it.
+        """
+        begun: dict[str, Any] = {name: self.head[name] for name in ("date", "revision") if name in self.head}
+        if (before := self.head.get("command", "")) and head["command"] not in before.split("; "):
+            begun["command"] = f"{before}; {head['command']}"
+        self.records = {key: each for key, each in self.records.items() if not each.error}
         both = {name: self.head.get(name, {}) | head[name] for name in ("versions", "about")}
         self.head = head | both | begun
         self.write()
@@ -120,6 +126,11 @@ class Run:
         self.records[record.point.key] = record
         with self.file.open("a") as file:
             file.write(json.dumps(record.document()) + "\n")
+
+    def is_whole(self, points: list[Point]) -> bool:
+        """Has each of them been measured, or cannot be here?"""
+        found = [self.records.get(point.key) for point in points]
+        return all(each and not each.error for each in found)
 
     def left(self, points: list[Point]) -> list[Point]:
         """Those that are to be measured yet; what failed is tried once more, after the others."""

@@ -63,6 +63,7 @@ class Ask:
     leave_after: float | None = None  # seconds, after which the client goes away
     after: Ask | None = None  # not before that one was answered (a conversation's turn)
     think: float = 0.0
+    pause: float = 0.0  # seconds more, if that one failed
 
 
 def chat(service: float | None = None, text: str = "hi", model: str = "m", **fields: Any) -> dict[str, Any]:
@@ -99,6 +100,7 @@ class Load:
         self.open = 0
         self.idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         self.finished: dict[int, asyncio.Event] = {}
+        self.failed: set[int] = set()
         self.thread = threading.Thread(target=lambda: asyncio.run(self.run()), daemon=True)
         self.stopped = False
         self.began = 0.0
@@ -144,7 +146,7 @@ class Load:
         due = self.began + ask.due
         if ask.after is not None:
             await self.finished.setdefault(id(ask.after), asyncio.Event()).wait()
-            due = max(due, time.monotonic() + ask.think)
+            due = max(due, time.monotonic() + ask.think + ask.pause * (id(ask.after) in self.failed))
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             if self.stopped:
                 done.set()
@@ -163,6 +165,8 @@ class Load:
         finally:
             result.total = time.monotonic() - due
             self.open -= 1
+            if not result.ok:
+                self.failed.add(id(ask))
             done.set()
         if self.on_result:
             self.on_result(ask, result)

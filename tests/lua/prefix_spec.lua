@@ -202,22 +202,27 @@ describe("prefix.pin", function()
 end)
 
 describe("prefix.holders", function()
-    local view, dict
+    local view, dict, asked
     local system = message("system", ("You are helpful. "):rep(100)) -- two blocks
 
     before_each(function()
-        view, dict = new_view(20), new_dict()
+        view, dict, asked = new_view(20), new_dict(), 0
         _G.ngx = { shared = { llm_prefix = dict } }
     end)
     after_each(function()
         _G.ngx = nil
     end)
 
+    local function holders(keys, pin)
+        asked = asked + 1
+        return prefix.holders(keys, pin, view, asked)
+    end
+
     --- Ask on behalf of a request, then send it to this peer. Returns what holders() said.
     local function send(keys, peer, pin)
-        local holders = prefix.holders(keys, pin, view)
+        local found = holders(keys, pin)
         prefix.remember(keys, pin, peer, TTL)
-        return holders
+        return found
     end
 
     local function turns(count, first)
@@ -229,16 +234,16 @@ describe("prefix.holders", function()
     end
 
     it("knows nobody at first", function()
-        assert.same({}, { prefix.holders(chat(turns(3)), nil, view) })
-        assert.same({}, { prefix.holders(chat(), nil, view) })
+        assert.same({}, { holders(chat(turns(3))) })
+        assert.same({}, { holders(chat()) })
     end)
 
     it("finds who was sent the last turn, and how deep", function()
         send(chat(turns(5)), view.n1)
-        assert.same({ [view.n1.id] = 5 }, (prefix.holders(chat(turns(7)), nil, view)))
+        assert.same({ [view.n1.id] = 5 }, (holders(chat(turns(7)))))
         send(chat(turns(7)), view.n1)
-        assert.same({ [view.n1.id] = 7 }, (prefix.holders(chat(turns(9)), nil, view)))
-        assert.is_nil((prefix.holders(chat(turns(9, "other")), nil, view)))
+        assert.same({ [view.n1.id] = 7 }, (holders(chat(turns(9)))))
+        assert.is_nil((holders(chat(turns(9, "other")))))
     end)
 
     it("tells the depths of several peers", function()
@@ -246,10 +251,10 @@ describe("prefix.holders", function()
         send(chat(turns(5)), view.n2)
         send(chat(turns(9)), view.n3)
         local want = { [view.n1.id] = 3, [view.n2.id] = 5, [view.n3.id] = 9 }
-        assert.same(want, (prefix.holders(chat(turns(11)), nil, view)))
+        assert.same(want, (holders(chat(turns(11)))))
         send(chat(turns(9)), view.n1)
         want[view.n1.id] = 9
-        assert.same(want, (prefix.holders(chat(turns(11)), nil, view)))
+        assert.same(want, (holders(chat(turns(11)))))
     end)
 
     it("finds every depth of long conversations", function()
@@ -257,28 +262,48 @@ describe("prefix.holders", function()
             dict.values = {}
             send(chat(turns(depth)), view.n1)
             dict.reads = 0
-            assert.same({ [view.n1.id] = depth }, (prefix.holders(chat(turns(128)), nil, view)))
+            assert.same({ [view.n1.id] = depth }, (holders(chat(turns(128)))))
             assert.is_true(dict.reads <= 16)
         end
     end)
 
     it("does not let a system prompt decide", function()
         send(chat(system, message("user", "a")), view.n1)
-        assert.is_nil(prefix.holders(chat(system, message("user", "b")), nil, view))
+        assert.is_nil(holders(chat(system, message("user", "b"))))
         local next_turn = chat(system, message("user", "a"), message("assistant", "x"), message("user", "b"))
-        assert.same({ [view.n1.id] = 3 }, prefix.holders(next_turn, nil, view))
+        assert.same({ [view.n1.id] = 3 }, holders(next_turn))
     end)
 
     it("does not let a text decide from which many requests go on differently", function()
         local template = ("Translate the following to French. "):rep(60)
         for i = 1, 30 do
-            local holders = send(keys_of { prompt = template .. ("%04d "):format(i):rep(300) }, view.n1)
-            assert.same(i >= 2 and i <= 9 and { [view.n1.id] = 2 } or nil, holders, i)
+            local found = send(keys_of { prompt = template .. ("%04d "):format(i):rep(300) }, view.n1)
+            assert.same(i >= 2 and i <= 9 and { [view.n1.id] = 2 } or nil, found, i)
         end
         -- Still, a conversation of its own is found beyond it.
         local mine = template .. ("mine "):rep(500)
         send(keys_of { prompt = mine }, view.n2)
-        assert.same({ [view.n2.id] = 4 }, (prefix.holders(keys_of { prompt = mine .. ("more "):rep(500) }, nil, view)))
+        assert.same({ [view.n2.id] = 4 }, (holders(keys_of { prompt = mine .. ("more "):rep(500) })))
+    end)
+
+    it("lets a document decide of which less is asked than one peer's share", function()
+        local document = ("Of this much is asked, in many ways. "):rep(60)
+        local function ask(others)
+            asked = asked + others
+            return send(keys_of { prompt = document .. ("%04d "):format(asked):rep(300) }, view.n1) ~= nil
+        end
+        ask(0)
+        for _ = 1, 1000 do
+            assert.is_true(ask(20)) -- one of 21 requests, of 20 peers
+        end
+        for _ = 1, 200 do
+            ask(10)
+        end
+        assert.is_false(ask(10)) -- one of 11: more than one peer's share
+        for _ = 1, 200 do
+            ask(40)
+        end
+        assert.is_true(ask(40))
     end)
 
     it("does not take the turns of one conversation for many requests", function()
@@ -290,42 +315,42 @@ describe("prefix.holders", function()
         end
     end)
 
-    it("does not let one request decide that is sent again and again, nor writes it again", function()
+    it("does not let one request decide that is sent again and again, nor writes it all again", function()
         for i = 1, 20 do
             assert.equal(i >= 2 and i <= 9, send(chat(turns(1)), view.n1) ~= nil)
         end
         dict.writes = 0
         send(chat(turns(1)), view.n1)
-        assert.equal(0, dict.writes)
+        assert.equal(1, dict.writes) -- one match more
     end)
 
     it("keeps apart what is asked of different models", function()
         send(keys_of({ prompt = "x" }, "a"), view.n1)
-        assert.is_nil((prefix.holders(keys_of({ prompt = "x" }, "b"), nil, view)))
+        assert.is_nil((holders(keys_of({ prompt = "x" }, "b"))))
     end)
 
     it("puts a pinned peer first", function()
         send(chat(turns(3)), view.n1)
         send(chat(turns(1, "other")), view.n2, "session-1")
-        assert.same({ [view.n1.id] = 3, [view.n2.id] = 6 }, (prefix.holders(chat(turns(5)), "session-1", view)))
-        assert.same({ [view.n1.id] = 3 }, (prefix.holders(chat(turns(5)), "session-2", view)))
-        assert.same({ [view.n2.id] = 1 }, (prefix.holders(chat(), "session-1", view)))
+        assert.same({ [view.n1.id] = 3, [view.n2.id] = 6 }, (holders(chat(turns(5)), "session-1")))
+        assert.same({ [view.n1.id] = 3 }, (holders(chat(turns(5)), "session-2")))
+        assert.same({ [view.n2.id] = 1 }, (holders(chat(), "session-1")))
         -- The pin moves with the request, and remembers what the new peer holds.
         send(chat(turns(5)), view.n3, "session-1")
-        assert.same({ [view.n1.id] = 3, [view.n3.id] = 8 }, (prefix.holders(chat(turns(7)), "session-1", view)))
-        assert.same({ [view.n1.id] = 3, [view.n3.id] = 5 }, (prefix.holders(chat(turns(7)), nil, view)))
+        assert.same({ [view.n1.id] = 3, [view.n3.id] = 8 }, (holders(chat(turns(7)), "session-1")))
+        assert.same({ [view.n1.id] = 3, [view.n3.id] = 5 }, (holders(chat(turns(7)))))
     end)
 
     it("writes a pinned peer's blocks too", function()
         send(chat(turns(1)), view.n1, "p")
         send(chat(turns(3)), view.n1, "p")
-        assert.same({ [view.n1.id] = 3 }, (prefix.holders(chat(turns(3)), nil, view)))
+        assert.same({ [view.n1.id] = 3 }, (holders(chat(turns(3)))))
     end)
 
     it("forgets peers that are no longer there", function()
         send(chat(turns(3)), view.n20, "p")
         view = new_view(5)
-        assert.same({}, { prefix.holders(chat(turns(3)), "p", view) })
+        assert.same({}, { holders(chat(turns(3)), "p") })
     end)
 
     it("keeps at most 16 peers for a block, the newest", function()
@@ -333,12 +358,12 @@ describe("prefix.holders", function()
             send(chat(turns(2)), view["n" .. i])
         end
         local keys = chat(turns(2))
-        prefix.holders(keys, nil, view)
+        holders(keys)
         for i = 1, 20 do
             assert.equal(i > 4 and 2 or nil, keys.depths[view["n" .. i].id])
         end
         for _, value in pairs(dict.values) do
-            assert.is_true(#value <= 65)
+            assert.is_true(#value <= 69)
         end
     end)
 
@@ -349,9 +374,9 @@ describe("prefix.holders", function()
             dict.now = dict.now + 100
             assert.same({ [view.n1.id] = turn - 2 }, (send(chat(turns(turn)), view.n1)))
         end
-        assert.is_nil((prefix.holders(chat(turns(1, "idle")), nil, view)))
+        assert.is_nil((holders(chat(turns(1, "idle")))))
         dict.now = dict.now + TTL + 1
-        assert.same({}, { prefix.holders(chat(turns(43)), nil, view) })
+        assert.same({}, { holders(chat(turns(43))) })
     end)
 
     it("keeps the old part of a conversation that goes on slowly", function()
@@ -372,11 +397,11 @@ describe("prefix.holders", function()
         end
         -- More depths than are looked for: that of n1 isn't known, and yet it is there.
         local keys = chat(turns(11))
-        assert.is_nil(prefix.holders(keys, nil, view)[view.n1.id])
+        assert.is_nil(holders(keys)[view.n1.id])
         prefix.remember(keys, nil, view.n1, TTL)
         for _, value in pairs(dict.values) do
             local seen = {}
-            for i = 2, #value, 4 do
+            for i = 6, #value, 4 do
                 local tag = value:sub(i, i + 3)
                 assert.is_nil(seen[tag])
                 seen[tag] = true
@@ -399,12 +424,12 @@ describe("prefix.holders", function()
                 end
             end
             local keys = chat(turns(40))
-            for _, depth in pairs(prefix.holders(keys, nil, view) or {}) do
+            for _, depth in pairs(holders(keys) or {}) do
                 assert.is_true(depth >= 1 and depth <= 40)
             end
             prefix.remember(keys, nil, view.n5, TTL)
             local again = chat(turns(40))
-            prefix.holders(again, nil, view)
+            holders(again)
             assert.equal(40, again.depths[view.n5.id])
         end
     end)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bench.measure.machine import ROOT
@@ -14,12 +14,17 @@ PARTS = (
     *("tests/bench", "tests/load", "tests/simulated", "tests/balancer/harness.py"),
     *("roles/balancer/files", "roles/balancer/templates"),
 )
+# What these measure besides.
+MORE = {
+    "provisioning": ("site.yml", "playbooks", "plugins", "roles"),
+    "real_engine": ("roles/llama_cpp",),
+}
 # What only shows figures or tests the benchmark changes none.
 WITHOUT = ("tests/bench/report/", "tests/bench/test_", "__pycache__")
 
 
-def files(root: Path = ROOT) -> Iterator[Path]:
-    for part in PARTS:
+def files(root: Path = ROOT, names: Iterable[str] = ()) -> Iterator[Path]:
+    for part in (*PARTS, *(more for name in names for more in MORE.get(name, ()))):
         place = root / part
         for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
             name = file.relative_to(root).as_posix()
@@ -27,10 +32,10 @@ def files(root: Path = ROOT) -> Iterator[Path]:
                 yield file
 
 
-def fingerprint(root: Path = ROOT) -> str:
-    """Of all that these files hold, changed and not committed ones as well."""
+def fingerprint(root: Path = ROOT, names: Iterable[str] = ()) -> str:
+    """Of all that these files hold, changed and not committed ones as well. names: of the scenarios."""
     seen = hashlib.sha256()
-    for file in files(root):
+    for file in files(root, names):
         seen.update(f"{file.relative_to(root).as_posix()}\0".encode())
         seen.update(hashlib.sha256(file.read_bytes()).digest())
     return seen.hexdigest()[:12]

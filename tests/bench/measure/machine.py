@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import subprocess
@@ -18,6 +19,13 @@ def said(*command: str) -> str:
     except FileNotFoundError:
         return ""
     return (done.stdout or done.stderr).strip()
+
+
+def installed(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def processor() -> str:
@@ -41,6 +49,8 @@ def machine() -> dict[str, str]:
         "memory": f"{memory:.0f} GiB",
         "system": f"{system()}, Linux {platform.release().split('-')[0]}",
         "python": platform.python_version(),
+        "ansible-core": installed("ansible-core"),
+        "docker": said("docker", "--version").removeprefix("Docker version ").partition(",")[0],
         "wrk": said("wrk", "-v").split("[")[0].strip().splitlines()[0] if said("wrk", "-v") else "",
     }
 

@@ -32,7 +32,8 @@ process's if that is longer. A cluster whose hosts have cores of their own lies 
 suffices (a worker process for each fork), one network for all. Nothing of that size has been run.
 
 `sync` switches node after node (`llm_sync_batch: 1`), so that the others serve: that part is linear on purpose, and
-`llm_sync_batch: 10` divides it by ten.
+of its two figures the upper one is the nearer. `llm_sync_batch: 10` switches ten at once, at best in a tenth of the
+time, but never faster than the controller's processor time allows.
 """
 
 

@@ -36,24 +36,34 @@ number who over know water than call first people may down side been now find
 """
 
 
+def defaults() -> dict[str, Any]:
+    """The role's."""
+    found: dict[str, Any] = yaml.safe_load((ROOT / "roles/llama_cpp/defaults/main.yml").read_text(encoding="utf-8"))
+    return found
+
+
+def version() -> str:
+    """Of the wheel that the role installs."""
+    return str(defaults()["llama_cpp_version"])
+
+
 def python() -> Path:
     """The interpreter of an environment that holds the engine, made on first use. The role says which version.
 
     :raises MissingError: when pip can't have it
     """
-    defaults = yaml.safe_load((ROOT / "roles/llama_cpp/defaults/main.yml").read_text(encoding="utf-8"))
-    version: str = defaults["llama_cpp_version"]
-    hashes = " ".join(f"--hash={each}" for each in defaults["llama_cpp_wheel_hashes"][version])
-    folder = BUILD / f"xllamacpp-{version}"
+    wanted = version()
+    hashes = " ".join(f"--hash={each}" for each in defaults()["llama_cpp_wheel_hashes"][wanted])
+    folder = BUILD / f"xllamacpp-{wanted}"
     interpreter = folder / "bin" / "python"
     if not (folder / "whole").exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True, timeout=INSTALL_SECONDS)
         requirements = folder / "requirements.txt"
-        requirements.write_text(f"xllamacpp=={version} {hashes}\n", encoding="utf-8")
+        requirements.write_text(f"xllamacpp=={wanted} {hashes}\n", encoding="utf-8")
         command = [str(interpreter), "-m", "pip", "install", "--quiet", "--require-hashes", "-r", str(requirements)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=INSTALL_SECONDS)
         if done.returncode:
-            raise MissingError(f"pip could not install xllamacpp {version}: {done.stderr.strip()[-300:]}")
+            raise MissingError(f"pip could not install xllamacpp {wanted}: {done.stderr.strip()[-300:]}")
         (folder / "whole").touch()
     return interpreter
 

@@ -203,25 +203,28 @@ def overhead(rows: list[Row]) -> Figure:
 
 
 def sweep(rows: list[Row], said: str) -> Figure:
-    figure, (left, right) = panels(2)
+    figure, (left, middle, right) = panels(3, 3.6)
     for name in systems(rows):
         mine = [row for row in rows if row.system == name]
         # A logarithmic axis has no place for those that did not wait.
         measured(left, name, [row for row in mine if row.get("wait_p99_s")], "load", "wait_p99_s", True)
+        measured(middle, name, mine, "load", "answered_per_s")
         measured(right, name, mine, "load", "goodput_per_s")
     ours = [row for row in merged(rows) if row.system == "affinity"]
     grey(left, central.NAME, {row.get("load"): row.get("ideal_p99_s") for row in ours if row.get("ideal_p99_s")})
     asked = {r.get("load"): r.get("requests") / r.get("rounds") / r.get("seconds") for r in ours if r.get("requests")}
-    grey(right, "what was asked for", asked)
+    for axes in (middle, right):
+        grey(axes, "what was asked for", asked)
     left.set_yscale("log")
     plain_log(left.yaxis, [1, 2, 5])
     left.set_ylabel("wait for a slot p99, s")
+    middle.set_ylabel("answers per second")
     right.set_ylabel(f"good answers per second\n(first token within {OBJECTIVE.first:g} s)")
-    for axes in (left, right):
+    for axes in (left, middle, right):
         axes.set_xlabel("load, part of the capacity")
         axes.set_xticks(sorted({row.get("load") for row in rows}))
     figure.suptitle(said, fontsize=9)
-    return explained(figure, left, right)
+    return explained(figure, left, middle, right)
 
 
 def multi_turn(rows: list[Row]) -> Figure:
@@ -229,9 +232,10 @@ def multi_turn(rows: list[Row]) -> Figure:
     loads = sorted({row.get("load") for row in rows})
     shown = [row for row in rows if row.get("load") == (0.65 if 0.65 in loads else loads[0])]
     groups = rounds(order(shown))
-    figure, (left, right) = panels(2, 4.8, 0.9 + 0.36 * len(groups))
+    figure, (left, right) = panels(2, 4.8, 1.1 + 0.36 * len(groups))
     bars(left, groups, "ttft_mean_s", "{:.3f}")
     bars(right, groups, "ttft_p95_s", "{:.3f}")
+    figure.suptitle(f"chats of many turns at load {shown[0].get('load'):g}", fontsize=9)
     left.set_xlabel("time to first token, mean, s")
     right.set_xlabel("time to first token, p95, s")
     right.set_yticklabels([])

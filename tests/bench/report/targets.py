@@ -17,7 +17,8 @@ from bench.scenarios.waiting import COUNT
 Results = Mapping[str, list[Row]]
 OURS = "affinity"
 EVEN = 1.02  # times as long is as long: two runs of one system differ by as much
-MET, MISSED, NOISE, UNKNOWN = "met", "**not met**", "**not shown** (within noise)", "not measured"
+MET, MISSED, UNKNOWN = "met", "**not met**", "not measured"
+NOISE, ONCE = "**not shown** (within noise)", "**not shown** (one round)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +55,12 @@ def at_least(wanted: str, seen: Sequence[float], bound: float, unit: str) -> Tar
 
 
 def shorter(wanted: str, pair: Duel | None, unit: str, rival: str) -> Target:
-    """Only what is shorter in every round is shown to be; what fails requests isn't."""
+    """Only what is shorter in every round is shown to be, and one round shows nothing; what fails requests isn't."""
     if pair is None:
         return Target(wanted)
-    if pair.ahead == len(pair.ours) and not pair.failed[0]:
+    if len(pair.ours) == 1 and not pair.failed[0]:
+        verdict = ONCE
+    elif pair.ahead == len(pair.ours) and not pair.failed[0]:
         verdict = MET
     else:
         verdict = NOISE if pair.overlap and pair.behind < len(pair.ours) and not pair.failed[0] else MISSED
@@ -171,7 +174,7 @@ def scale(results: Results) -> Iterator[Target]:
         )
         if one and three and statistics.median(one):
             more = statistics.median(three) / statistics.median(one)
-            yield judged(wanted, f"{more:.2f} x", more >= least)
+            yield judged(wanted, f"{more:.2f} x", more >= least if work == "questions" else more > least)
         else:
             yield Target(wanted)
 

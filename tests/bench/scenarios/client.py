@@ -14,7 +14,7 @@ from bench.measure.lateness import BOUND
 from bench.point import Figures, Point, Row
 from bench.report.tables import plain, say, table
 from bench.rig import nodes, rig
-from bench.scenarios import streams
+from bench.scenarios import many_peers, overhead, scale_out, streams
 from bench.systems import System
 from bench.workload import layouts
 from bench.workload.closed import users
@@ -69,8 +69,8 @@ def answered_per_s(place: tuple[str, int], seconds: float, make: Callable[[str],
 HOW = f"""\
 With nothing between them and what answers, 32 at a time. The client in Python (asyncio, one process) makes the
 loads of questions and streams below; it must stay far from its limit there. In each measurement it also notes how late
-it sent what was due, and more than {BOUND:g} ms (p99) is said on this page. It cannot get a balancer to its limit:
-wherever throughput and added latency are measured, that is done with wrk.
+it sent what was due, and more than {BOUND:g} ms (p99) is said on this page. It cannot get a balancer to its limit: what
+a request costs (*{overhead.TITLE}*, *{many_peers.TITLE}*) is measured with wrk.
 """
 
 
@@ -82,9 +82,16 @@ def demands() -> list[list[str]]:
     asks = questions(load, fleets[layout], seconds, seed=70)
     tokens = sum(ask.body["max_tokens"] for ask in asks)
     most = max(streams.COUNTS)
+    most_answers = max(scale_out.NODES) * scale_out.SLOTS / scale_out.HELD
+    most_tokens = most_answers * scale_out.TOKENS
     return [
         [f"{streams.TITLE}: {most} of them, one token each {streams.GAP:g} s", "-", say(most / streams.GAP)],
         [f"Load: {load} of {layout} nodes", say(len(asks) / seconds), say(tokens / seconds)],
+        [
+            f"{scale_out.TITLE}: {max(scale_out.NODES)} that hold all they are asked",
+            say(most_answers),
+            say(most_tokens),
+        ],
     ]
 
 

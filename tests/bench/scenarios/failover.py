@@ -64,7 +64,8 @@ error (*told*), or just end, so that a client may take a part for the whole (*si
 the kill until nothing fails any more and the first tokens of streams come about as soon as before, for
 {CALM * STEP:g} s on end (within half as much again, or {SLACK:g} s). It and the *last failure* look at what was asked
 until the node came back; what was asked later and failed is in the column after that. The load of the nodes that are
-left is {LOAD * NODES / (NODES - 1):.2f}. Open loop: requests are sent when they are due.
+left is {LOAD * NODES / (NODES - 1):.2f}, so first tokens take longer then whoever shares the requests out. Open loop:
+requests are sent when they are due.
 """
 
 
@@ -77,7 +78,7 @@ def section(rows: list[Row]) -> str:
         ("failed, not begun", "not_begun_failed"),
         ("streams cut, told", "truncated_told"),
         ("silently", "truncated_silent"),
-        ("last failure after, s", "last_failure_s"),
+        ("last failure after, s", lambda row: row.get("last_failure_s") or None),
         ("recovered after, s", "recovered_s"),
         ("failed after its return", "failed_after_back"),
         ("first token usual, s", "usual_ttft_s"),

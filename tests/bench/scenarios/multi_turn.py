@@ -90,7 +90,7 @@ def section(rows: list[Row]) -> str:
     return text + "\n![Time to the first token by system](benchmarks/multi-turn.svg)\n"
 
 
-SLOT = "A slot holds what it did last, and nothing else, as llama.cpp's do"
+SLOT = "A slot holds what it did last, and nothing else, as with Ollama, and with llama.cpp without its cache in memory"
 
 
 def lines(rows: list[Row]) -> str:

@@ -4,12 +4,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from statistics import median
 
 from balancer.harness import free_port
 from bench.point import Figures, Point, Row
-from bench.report.tables import order, say, table
+from bench.report.tables import order, table
 from bench.rig import Meter
 from bench.scenarios import MissingError, balancers
 from bench.systems import Peer, System, running
@@ -69,18 +70,31 @@ def compare(  # noqa: PLR0917 what wrk is told
     return figures
 
 
+DIRECT = re.compile(r"\d+kB_\d+_direct_\w+")
+
+
+def pooled(rows: list[Row]) -> list[Row]:
+    """With the same direct figures in all rows, their medians: what was measured in turns with each is one thing.
+
+    Its p99 differs by more than balancers do.
+    """
+    names = dict.fromkeys(name for row in rows for name in row.figures if DIRECT.fullmatch(name))
+    direct = {name: median(row.get(name) for row in rows if row.get(name) is not None) for name in names}
+    return [Row(row.point, {**row.figures, **direct}) for row in rows]
+
+
 def added(row: Row, name: str, part: str) -> float | None:
-    """Milliseconds over direct."""
-    if row.get(f"{name}_{part}_ms") is None:
-        return None
-    return row.get(f"{name}_{part}_ms") - row.get(f"{name}_direct_{part}_ms")
+    """Milliseconds over direct. row: from pooled()."""
+    mine, direct = row.get(f"{name}_{part}_ms"), row.get(f"{name}_direct_{part}_ms")
+    return None if mine is None or direct is None else mine - direct
 
 
 HOW = f"""\
 One engine that answers at once (nginx with a fixed answer, which leaves the body unread), asked by wrk in a closed
 loop: each connection asks again once it has its answer, so a system that stalls is asked less. {ROUNDS} rounds in turns
 with direct, after a second that is not counted: of p50, requests/s and processor time the best, of p99 the median.
-*Added* is over direct. Balancer, wrk and engine share the same cores: alone, a balancer gets more through.
+*Added* is over direct, the median of all that was measured
+directly in turns with the systems. Balancer, wrk and engine share the same cores: alone, a balancer gets more through.
 """
 
 
@@ -88,32 +102,33 @@ def section(rows: list[Row]) -> str:
     text = HOW
     for size in SIZES:
         text += f"\n**Bodies of {size} kB**\n\n" + lines(rows, *(f"{size}kB_{each}" for each in CONNECTIONS))
-        text += directly(rows, *(f"{size}kB_{each}" for each in CONNECTIONS))
     return text + "\n![Throughput and latency of each system](benchmarks/overhead.svg)\n"
 
 
 def lines(rows: list[Row], one: str, many: str) -> str:
     return table(
-        order(rows),
+        [*order(rows), *directly(rows)],
         ("system", ""),
-        ("added p50, 1 connection, ms", lambda row: added(row, one, "p50")),
-        ("added p99, ms", lambda row: added(row, one, "p99")),
+        ("p50, 1 connection, ms", f"{one}_p50_ms"),
+        ("added", lambda row: added(row, one, "p50")),
+        ("p99", f"{one}_p99_ms"),
+        ("added", lambda row: added(row, one, "p99")),
+        ("processor time of a request", f"{one}_cpu_ms"),
         ("requests/s, 32 connections", f"{many}_per_s"),
-        ("p99, ms", f"{many}_p99_ms"),
-        ("processor time of a request, ms", f"{many}_cpu_ms"),
-        ("failed", lambda row: row.get(f"{one}_bad") + row.get(f"{many}_bad")),
+        ("p50, ms", f"{many}_p50_ms"),
+        ("p99", f"{many}_p99_ms"),
+        ("processor time of a request", f"{many}_cpu_ms"),
+        ("failed", failed),
     )
 
 
-def directly(rows: list[Row], one: str, many: str) -> str:
-    """What wrk saw without any balancer: the median of what it saw in turns with each."""
-    found = []
-    for name, connections in ((one, "one connection"), (many, f"{CONNECTIONS[-1]} connections")):
-        parts = []
-        for part, said in (("per_s", "{} requests/s"), ("p50_ms", "p50 {} ms"), ("p99_ms", "p99 {} ms")):
-            values = [row.get(f"{name}_direct_{part}") for row in rows]
-            if None not in values:  # older results have fewer of them
-                parts.append(said.format(say(median(values))))
-        if parts:
-            found.append(f"on {connections} " + ", ".join(parts))
-    return f"\nDirectly: {'; '.join(found)}.\n"
+def failed(row: Row) -> float | None:
+    """Of all rounds and sizes."""
+    counts = [value for name, value in row.figures.items() if name.endswith("_bad") and isinstance(value, (int, float))]
+    return sum(counts) if counts else None
+
+
+def directly(rows: list[Row]) -> list[Row]:
+    """A row of what wrk saw without any balancer. rows: from pooled()."""
+    found = {name.replace("_direct", ""): value for name, value in rows[0].figures.items() if DIRECT.fullmatch(name)}
+    return [Row(Point.of("overhead", "direct"), found)] if found else []

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from bench.point import Figures, Point, Row
-from bench.real import calibration, chats, replay
+from bench.real import calibration, chats, engine, replay
 from bench.systems.base import System
 from simulated.caches import BLOCK
 
@@ -36,8 +36,8 @@ def run(point: Point, system: System, folder: Path) -> Figures:
 
 
 HOW = f"""\
-The engine of the role (llama.cpp from the xllamacpp wheel, Gemma 3 270M, 4-bit) on this machine's cores, without
-containers.
+The engine of the role (llama.cpp from the xllamacpp wheel {engine.version()}, Gemma 3 270M, 4-bit) on this machine's
+cores, without containers.
 
 **Chats**: {chats.ENGINES} engines with {chats.SLOTS} slots and {chats.THREADS} thread each, {chats.CHATS} chats of
 {chats.TURNS} turns that begin as a Poisson process, 60 to 200 words a turn, {chats.TOKENS} tokens of answer; the
@@ -99,8 +99,8 @@ def _off(percent: float | None) -> list[str]:
 
 def _replay(row: Row) -> list[str]:
     lines = ["| engine | held | first token, mean | later turns, mean |", "|---|--:|--:|--:|"]
-    for engine, said in (("real", "llama.cpp"), ("shared", "simulated, shared"), ("slot", "simulated, slot")):
-        held, first, later = (row.get(f"{engine}_{name}") for name in ("held_part", "ttft_mean_s", "later_ttft_mean_s"))
+    for name, said in (("real", "llama.cpp"), ("shared", "simulated, shared"), ("slot", "simulated, slot")):
+        held, first, later = (row.get(f"{name}_{part}") for part in ("held_part", "ttft_mean_s", "later_ttft_mean_s"))
         lines.append(f"| {said} | {held * 100:.0f} % | {first:.2f} s | {later:.2f} s |")
     return lines
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import collections
 import random
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from bench.systems import System
 from bench.workload import scale
 from bench.workload.closed import users
 from bench.workload.questions import text
-from load.client import Ask, Load
+from load.client import Ask, Load, share
 
 TITLE = "More nodes"
 SLOTS = 4
@@ -27,7 +28,10 @@ NODES = (1, 2, 3, 6, 12)
 PROMPTS = 48  # long documents that are asked about again and again, in the part with caches
 DOCUMENT = 8192  # characters: 32 blocks of a cache
 CACHE = 24 * 32  # blocks: one node holds half of the documents, three hold them all
-READING = 1 / (1 + scale.GAP * (TOKENS - 1) / (SLOWER * scale.PREFILL * DOCUMENT / 1000))  # of a request's time
+HELD = scale.GAP * (TOKENS - 1)  # seconds that an answer takes where all is held
+ALONE = SLOWER * scale.PREFILL * DOCUMENT / 1000 + HELD  # and where nothing is
+MOST_A_SECOND = 8  # questions of a user
+READING = 1 - HELD / ALONE  # of a request's time
 
 
 def points(full: bool, systems: list[str]) -> list[Point]:
@@ -62,12 +66,17 @@ def run(point: Point, system: System, folder: Path) -> Figures:
     seconds = point.get("seconds")
     with rig(system, specs, folder) as here:
         # Half as many again as there are slots, so that one is always waiting.
-        load = here.load(users(SLOTS * len(specs) * 3 // 2, int(4 * seconds), make))
+        count, each = SLOTS * len(specs) * 3 // 2, int(MOST_A_SECOND * seconds)
+        load = here.load(users(count, each, make, ALONE))
         with load:
             time.sleep(seconds)
             load.stop()
         log = here.log()
+    asked = collections.Counter(result.tag.partition(".")[0] for result in load.results)
+    if max(asked.values(), default=0) >= each:
+        raise RuntimeError(f"a user ran out of questions: {each} are too few for {seconds:g} s")
     return {
+        "late_p99_ms": 1000 * share([result.late for result in load.results], 0.99),
         "answered_per_s": rate(load, 0.2 * seconds, seconds),
         "failed": sum(not r.ok for r in load.results),
         "shares": engines.shares(load.results, log),
@@ -82,7 +91,8 @@ def rate(load: Load, begin: float, end: float) -> float:
 
 HOW = f"""\
 Nodes with {SLOTS} slots and half as many users again as there are slots, who ask again as soon as they have their
-answer (a closed loop); the first fifth of the time does not count. A prompt has {DOCUMENT:,} characters, an answer
+answer (a closed loop), or {ALONE:.2f} s after a failure; the first fifth of the time does not count. A prompt has
+{DOCUMENT:,} characters, an answer
 {TOKENS} simulated tokens, {scale.GAP * 1000:.0f} ms apart as in the sweep; a prompt is read at 1/{SLOWER} of the speed
 there, {1000 / scale.CHARACTERS / scale.PREFILL / SLOWER:,.0f} tokens/s: {READING * 100:.0f} % of the time of a request
 that no cache holds anything of.

@@ -84,7 +84,8 @@ answer tokens p50 {lengths.ANSWER.p50}, p90 {lengths.ANSWER.p90}; log-normal, no
 {1000 / scale.CHARACTERS / scale.PREFILL:,.0f} tokens per second and sends one each {scale.GAP * 1000:g} ms, which
 stands for {scale.ANSWER} of the trace's. Load is the share of the fleet's slots (in slots of speed 1) that the very
 requests asked keep busy in the time in which they come. Open loop: all systems get the same requests at the same
-moments, however they fare. All times, and goodput, are of the requests that were due after the first
+moments, however they fare: drawn as a Poisson process, and stretched so that the load is exact. All times, and
+goodput, are of the requests that were due after the first
 {100 * LEAD:.0f} % of that time, in which queues are still empty; failures are those of all. At load {TARGETS:g} a full
 run measures {ROUNDS} times, with other requests each time: the figures are then medians of these rounds (least to
 most), the counts their sums.
@@ -93,9 +94,10 @@ most), the counts their sums.
 *{central.NAME}* gets all that was asked at the same moments, with the engines' exact times: first come, first
 served, each request to the fastest slot that is free, and no time is ever lost. It is no bound: on unequal nodes one
 that lets a request wait for a fast slot can be better. *Ratio*: p99 wait over its p99 wait. *Goodput*: answers with
-their first token within {OBJECTIVE.first:g} s and a mean gap of at most {OBJECTIVE.gap * 1000:.0f} ms. *Cut*: streams
-that broke after they had begun; in brackets those that just ended, without an error. Where requests failed, the times
-are those of the others, and do not compare with a system's that answered all.
+their first token within {OBJECTIVE.first:g} s (as long as about ten of a real fleet) and a mean gap of at most
+{OBJECTIVE.gap * 1000:.0f} ms. A p99 is the time of the hundredth part of the requests: of 800 of them eight. *Cut*:
+streams that broke after they had begun; in brackets those that just ended, without an error. Where requests failed, the
+times are those of the others, and do not compare with a system's that answered all.
 """
 
 
@@ -129,6 +131,7 @@ def lines(rows: list[Row]) -> str:
         ("p95", "e2e_p95_s"),
         ("p99", "e2e_p99_s"),
         ("gap between tokens p99, ms", "gap_p99_ms"),
+        ("answers/s", "answered_per_s"),
         ("goodput, %", "goodput_percent"),
         ("processor time of the system per request, ms", "cpu_ms_per_request"),
         ("cut (silently)", cut),

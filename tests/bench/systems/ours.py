@@ -11,6 +11,19 @@ from pathlib import Path
 from balancer.harness import Balancer, wait_for
 from bench.systems.base import ANSWER_SECONDS, QUEUE_SECONDS, WORKERS, Peer, System
 
+PLACEMENT = Path(__file__).parents[2] / "lua" / "placement_probe.lua"
+# Of nginx, by the pattern of their Debian packages.
+PARTS = {"Lua module": "libnginx-mod-http-lua", "LuaJIT": "libluajit*-5.1-2"}
+
+
+def debian(package: str) -> str:
+    """The version that is installed; empty on another distribution."""
+    if not shutil.which("dpkg-query"):
+        return ""
+    command = ["dpkg-query", "--show", "--showformat=${Version} ", package]
+    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    return found[0] if found else ""
+
 
 class Ours(System):
     """All slots busy: requests wait in one queue per set of peers, first come, first served, and are placed once a slot
@@ -35,7 +48,9 @@ class Ours(System):
 
     def version(self) -> str:
         said = subprocess.run(["nginx", "-v"], capture_output=True, text=True, check=True).stderr
-        return f"policy {self.policy}, on {said.strip().removeprefix('nginx version: ')}"
+        parts = [f"policy {self.policy}, on {said.strip().removeprefix('nginx version: ')}"]
+        parts += [f"{name} {found}" for name, package in PARTS.items() if (found := debian(package))]
+        return ", ".join(parts)
 
     def start(self, peers: list[Peer], folder: Path) -> None:
         self.folder = folder
@@ -83,6 +98,12 @@ class Ours(System):
     def all_up(self) -> bool:
         assert self.balancer
         return all(peer["health"] == "up" for peer in self.balancer.state()["peers"])
+
+    def placement_us(self) -> float:
+        """Microseconds of processor time in which a request is given a slot that is free. nginx is reloaded for it."""
+        assert self.balancer
+        found: float = self.balancer.probe(PLACEMENT)["microseconds"]
+        return found
 
     def stop(self) -> None:
         if self.balancer:

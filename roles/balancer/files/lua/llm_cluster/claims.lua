@@ -37,7 +37,7 @@ function M.look_up_prefix(ctx, view)
     end
     ctx.pin = prefix.pin(ctx.parsed, ngx.var.http_x_llm_session)
     ctx.prefix = prefix.keys(ctx.parsed, ctx.model, view.limits.affinity_blocks, ctx.surface.path)
-    ctx.want.holders = prefix.holders(ctx.prefix, ctx.pin, view)
+    ctx.want.holders = prefix.holders(ctx.prefix, ctx.pin, view, ctx.ticket)
     ctx.want.saves = savings(ctx, view)
 end
 

@@ -12,7 +12,8 @@
 -- cache. (SGLang's router weighs matches against load with fixed thresholds, which does not hold for nodes with few slots.) So a
 -- match counts only if
 --   - it goes beyond tools, system prompt and the system messages at the start, and
---   - fewer than MANY requests ended their match at that very block: where many part ways, the text before is a common one.
+--   - the requests that end their match at that very block, as where many part ways after a template or a document, are not more
+--     than one peer's share of all requests: what is asked for so seldom one peer can serve, and the caches of all hold more.
 -- Otherwise load decides, and a common beginning is soon held by every peer.
 
 local ffi = require "ffi"
@@ -31,21 +32,25 @@ uint32_t llm_cluster_crc32(unsigned long crc, const uint8_t *buf, unsigned int l
 local zlib = ffi.load("libz.so.1")
 local bytes_t = ffi.typeof("const uint8_t *")
 local key_buffer = ffi.new("uint32_t[2]")
+local number_buffer = ffi.new("uint32_t[1]")
 
 local M = {}
 
 local DICT = "llm_prefix"
 local BLOCK = 1024
-local MANY = 8             -- matches that end at one block and make it a common one
+local MANY = 8             -- matches that end at one block: from then on they say something about their share
+local MOST = 128           -- and here only half of them count on, so that what was long ago is forgotten
+local HEAD = 5             -- bytes of a value before the peers: those matches, and the number of the request that came first
 local MAX_HOLDERS = 16     -- peers kept for one block
 local MAX_SEARCHES = 3     -- different depths looked for
 local MAX_PIN = 256        -- bytes
+local SEED = 1             -- of the checksums: another one whenever values look otherwise, as the dict outlives an upgrade
 local COMMA, OPEN_OBJECT, OPEN_ARRAY, QUOTE = 44, 123, 91, 34
 
 -- Keys
 
 local function new_keys(model, most)
-    local crc = zlib.llm_cluster_crc32(0, model, #model)
+    local crc = zlib.llm_cluster_crc32(SEED, model, #model)
     return { model = model, most = most, shared = 0, depths = {}, met = 0, crc = crc, bytes = 0 }
 end
 
@@ -170,6 +175,32 @@ local function ids_by_tag(view)
     return by_tag
 end
 
+local function head_of(matches, first)
+    number_buffer[0] = first % 0x100000000
+    return char(matches) .. ffi.string(number_buffer, 4)
+end
+
+--- @return how many matches ended at the block, among how many requests
+local function matched(value, number)
+    local matches, a, b, c, d = byte(value, 1, HEAD)
+    return matches, (number - (a + 0x100 * (b + 0x100 * (c + 0x100 * d)))) % 0x100000000
+end
+
+--- The value with one match more.
+local function count_match(value, number)
+    local matches, among = matched(value, number)
+    if matches >= MOST then
+        matches, among = MOST / 2, math.floor(among / 2)
+    end
+    return head_of(matches + 1, number - among) .. sub(value, HEAD + 1)
+end
+
+--- Do more requests share this beginning than one peer's share of all?
+local function is_common(value, keys)
+    local matches, among = matched(value, keys.number)
+    return matches >= MANY and matches * keys.peers > among
+end
+
 local function pin_name(keys, pin)
     return "session " .. keys.model .. "\0" .. pin
 end
@@ -206,7 +237,7 @@ end
 --- Is there a holder among these who is not known yet? With a depth, note them all.
 local function newcomers(value, ids, depths, depth)
     local new = false
-    for i = 2, #value - 3, 4 do
+    for i = HEAD + 1, #value - 3, 4 do
         local id = ids[sub(value, i, i + 3)]
         if id and not depths[id] then
             new = true
@@ -238,23 +269,25 @@ end
 -- @param keys from keys(); it notes the depths for remember()
 -- @param pin from pin(), or nil
 -- @param view nil for the one in force
+-- @param number of the request, of all that came
 -- @return {peer.id = number of leading blocks that it holds; #keys + 1 for a pinned peer}, or nil if nobody holds more than what
 --   many conversations share
-function M.holders(keys, pin, view)
+function M.holders(keys, pin, view, number)
     local dict = ngx.shared[DICT]
-    local ids = ids_by_tag(view or peers.view())
+    view = view or peers.view()
+    local ids = ids_by_tag(view)
     local depths, count = {}, #keys
     local own
     local depth, value = 0, nil
     if count > 0 then
         depth, value = deepest(dict, keys, 0, count)
     end
-    keys.depths, keys.met = depths, depth
+    keys.depths, keys.met, keys.number, keys.peers = depths, depth, number, #view.peers
     for search = 1, MAX_SEARCHES do
         if not value then
             break
         end
-        local is_own = depth > keys.shared and byte(value) < MANY
+        local is_own = depth > keys.shared and not is_common(value, keys)
         if is_own or search == 1 then
             newcomers(value, ids, depths, depth)
         end
@@ -307,9 +340,8 @@ function M.remember(keys, pin, peer, ttl)
     local held, met = keys.depths[peer.id] or 0, keys.met
     if met > 0 then
         local value = dict:get(keys[met])
-        local ended = value and byte(value) or MANY
-        if ended < MANY then
-            dict:set(keys[met], char(ended + 1) .. sub(value, 2), ttl)
+        if value then
+            dict:set(keys[met], count_match(value, keys.number), ttl)
         end
     end
     if held > 0 and not refresh(dict, keys, held, ttl) then
@@ -318,9 +350,9 @@ function M.remember(keys, pin, peer, ttl)
     for i = held + 1, count do
         local value = i <= met and dict:get(keys[i])
         if not value then
-            dict:set(keys[i], "\0" .. tag, ttl)
-        elseif not find(value, tag, 2, true) then
-            dict:set(keys[i], sub(value, 1, 1) .. tag .. sub(value, 2, 1 + 4 * (MAX_HOLDERS - 1)), ttl)
+            dict:set(keys[i], head_of(0, keys.number) .. tag, ttl)
+        elseif not find(value, tag, HEAD + 1, true) then
+            dict:set(keys[i], sub(value, 1, HEAD) .. tag .. sub(value, HEAD + 1, HEAD + 4 * (MAX_HOLDERS - 1)), ttl)
         end
     end
 end
