@@ -306,6 +306,13 @@ describe("prefix.holders", function()
         assert.is_true(ask(40))
     end)
 
+    it("does not let a short text decide that is asked again and again, however seldom", function()
+        for i = 1, 20 do
+            asked = asked + 500
+            assert.equal(i >= 2 and i <= 9, send(chat(turns(1)), view.n1) ~= nil)
+        end
+    end)
+
     it("does not take the turns of one conversation for many requests", function()
         for turn = 1, 60, 2 do
             local own = send(chat(turns(turn)), view.n1)

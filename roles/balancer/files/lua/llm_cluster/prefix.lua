@@ -14,6 +14,7 @@
 --   - it goes beyond tools, system prompt and the system messages at the start, and
 --   - the requests that end their match at that very block, as where many part ways after a template or a document, are not more
 --     than one peer's share of all requests: what is asked for so seldom one peer can serve, and the caches of all hold more.
+--     A short one counts only until many have ended there.
 -- Otherwise load decides, and a common beginning is soon held by every peer.
 
 local ffi = require "ffi"
@@ -39,6 +40,7 @@ local M = {}
 local DICT = "llm_prefix"
 local BLOCK = 1024
 local MANY = 8             -- matches that end at one block: from then on they say something about their share
+local LONG = 2048          -- bytes that are worth a busier peer, though many requests begin with them
 local MOST = 128           -- and here only half of them count on, so that what was long ago is forgotten
 local HEAD = 5             -- bytes of a value before the peers: those matches, and the number of the request that came first
 local MAX_HOLDERS = 16     -- peers kept for one block
@@ -195,10 +197,16 @@ local function count_match(value, number)
     return head_of(matches + 1, number - among) .. sub(value, HEAD + 1)
 end
 
---- Do more requests share this beginning than one peer's share of all?
-local function is_common(value, keys)
+--- Bytes up to the end of this block.
+local function length_of(key)
+    local a, b, c, d = byte(key, 5, 8)
+    return a + 0x100 * (b + 0x100 * (c + 0x100 * d))
+end
+
+--- Do many share this beginning, and is it short, or are they more than one peer's share of all?
+local function is_common(value, keys, depth)
     local matches, among = matched(value, keys.number)
-    return matches >= MANY and matches * keys.peers > among
+    return matches >= MANY and (matches * keys.peers > among or length_of(keys[depth]) < LONG)
 end
 
 local function pin_name(keys, pin)
@@ -287,7 +295,7 @@ function M.holders(keys, pin, view, number)
         if not value then
             break
         end
-        local is_own = depth > keys.shared and not is_common(value, keys)
+        local is_own = depth > keys.shared and not is_common(value, keys, depth)
         if is_own or search == 1 then
             newcomers(value, ids, depths, depth)
         end
