@@ -40,9 +40,9 @@ local M = {}
 local DICT = "llm_prefix"
 local BLOCK = 1024
 local MANY = 8             -- matches that end at one block: from then on they say something about their share
-local LONG = 2048          -- bytes that are worth a busier peer, though many requests begin with them
 local MOST = 128           -- and here only half of them count on, so that what was long ago is forgotten
 local HEAD = 5             -- bytes of a value before the peers: those matches, and the number of the request that came first
+local LONG = 2048          -- bytes that are worth a busier peer, though many requests begin with them
 local MAX_HOLDERS = 16     -- peers kept for one block
 local MAX_SEARCHES = 3     -- different depths looked for
 local MAX_PIN = 256        -- bytes
@@ -182,10 +182,15 @@ local function head_of(matches, first)
     return char(matches) .. ffi.string(number_buffer, 4)
 end
 
+--- The number in four bytes of a text, the lowest first.
+local function number_at(text, at)
+    local a, b, c, d = byte(text, at, at + 3)
+    return a + 0x100 * (b + 0x100 * (c + 0x100 * d))
+end
+
 --- @return how many matches ended at the block, among how many requests
 local function matched(value, number)
-    local matches, a, b, c, d = byte(value, 1, HEAD)
-    return matches, (number - (a + 0x100 * (b + 0x100 * (c + 0x100 * d)))) % 0x100000000
+    return byte(value), (number - number_at(value, 2)) % 0x100000000
 end
 
 --- The value with one match more.
@@ -197,16 +202,10 @@ local function count_match(value, number)
     return head_of(matches + 1, number - among) .. sub(value, HEAD + 1)
 end
 
---- Bytes up to the end of this block.
-local function length_of(key)
-    local a, b, c, d = byte(key, 5, 8)
-    return a + 0x100 * (b + 0x100 * (c + 0x100 * d))
-end
-
---- Do many share this beginning, and is it short, or are they more than one peer's share of all?
+--- Do many share this beginning, and is it short (its key ends with its bytes), or are they more than one peer's share of all?
 local function is_common(value, keys, depth)
     local matches, among = matched(value, keys.number)
-    return matches >= MANY and (matches * keys.peers > among or length_of(keys[depth]) < LONG)
+    return matches >= MANY and (matches * keys.peers > among or number_at(keys[depth], 5) < LONG)
 end
 
 local function pin_name(keys, pin)
